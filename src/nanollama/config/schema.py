@@ -1,0 +1,144 @@
+"""The shared parts of every training config.
+
+Plain frozen dataclasses, checked by pydantic, without torch, so that a launcher can validate a config in well under a second.
+An app's own config is a dataclass that has these as fields beside its own. ``None`` means "derived in ``resolve``".
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+T = TypeVar("T")
+
+
+def _number(value: Any) -> Any:
+    """Refuse ``true`` where a number is meant; text such as ``1e-3`` (which YAML 1.1 does not read as a number) passes on."""
+    if isinstance(value, bool):
+        raise ValueError("a number is meant here, not true or false")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_number)]
+Count = Annotated[int, Field(ge=0), BeforeValidator(_number)]
+Positive = Annotated[int, Field(ge=1), BeforeValidator(_number)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
+Fraction = Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)]
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def config(cls: type[T]) -> type[T]:
+    """Class decorator of every config: a frozen dataclass whose fields are checked when it is built; unknown keys are errors."""
+    return dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
+
+
+@config
+class ModelConfig:
+    """Shape of a decoder-only transformer."""
+
+    vocab_size: Positive | None = None  # derived from the data
+    emb_dim: Positive = 128
+    nb_layers: Positive = 4
+    nb_heads: Positive = 4
+    nb_kv_heads: Positive | None = None  # None: nb_heads (no grouped-query attention)
+    qk_head_dim: Positive | None = None  # None: emb_dim / nb_heads
+    v_head_dim: Positive | None = None  # None: emb_dim / nb_heads
+    ffn_dim: Positive | None = None  # None: 8/3 emb_dim, rounded up to a multiple of 32
+    tie_embeddings: bool = False
+    rope_theta: PositiveFloat = 10000.0
+    norm_eps: PositiveFloat = 1e-5
+    init_std: PositiveFloat | None = None  # None: emb_dim ** -0.5
+
+
+@config
+class DataConfig:
+    """Sequences per optimiser step, over all devices, and tokens predicted per sequence."""
+
+    seq_len: Positive = 256
+    batch_size: Positive = 16
+
+
+@config
+class OptimConfig:
+    """AdamW and its schedule (warm-up, then constant, cosine or warm-up-stable-decay)."""
+
+    lr: Rate = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: Rate = 1e-8
+    weight_decay: Rate = 0.1
+    clip: PositiveFloat | None = 1.0  # None: no clipping (the norm is logged all the same)
+    schedule: Literal["constant", "cosine", "wsd"] = "cosine"
+    warmup: Count = 20  # steps
+    decay: Fraction = 0.2  # wsd: last share of the steps
+    min_ratio: Fraction = 0.1  # cosine and wsd end at min_ratio * lr
+
+
+@config
+class TrainConfig:
+    """Length, seed and numerics of a training."""
+
+    steps: Positive = 200
+    seed: Int = 0
+    micro_batch: Positive | None = None  # sequences per device and forward pass; None: derived
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    mode: Literal["eager", "compile"] = "eager"
+    log_period: Positive = 10  # steps
+
+
+@config
+class EvalConfig:
+    """Held-out evaluation: every ``period`` steps and at the end, always on the same sequences."""
+
+    period: Count = 100  # 0: only at the end
+    sequences: Positive = 64
+
+
+@config
+class CheckpointConfig:
+    """When to save, how many to keep, where to start from."""
+
+    period: Count = 0  # steps; 0: only at the end and when stopped
+    keep: Positive = 2
+    init_from: str | None = None  # a checkpoint folder to continue from (model, optimiser, data position), without writing there
+
+
+@config
+class WandbConfig:
+    """Weights & Biases; ``WANDB_MODE`` is respected, and without it nothing is sent."""
+
+    active: bool = False
+    project: str = "nanollama"
+    entity: str | None = None
+
+
+@config
+class MetricsConfig:
+    """Sinks beside ``metrics.jsonl``, which is always written."""
+
+    tensorboard: bool = True
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@config
+class ClusterConfig:
+    """Read by the launcher, ignored by the training itself."""
+
+    script: str | None = None  # module to run, e.g. src.apps.gssm.train
+    launcher: Literal["bash", "sbatch"] | None = None  # None: sbatch where Slurm answers, else bash
+    torchrun: bool = False
+    nproc: Positive = 1  # processes per node under torchrun
+    nodes: Positive = 1
+    cpus: Positive = 2  # per process
+    gpus: Count = 0  # per node
+    mem: str | None = None  # e.g. 16G
+    time: str = "24:00:00"
+    partition: str | None = None
+    account: str | None = None
+    constraint: str | None = None
+    signal_delay: Positive = 120  # seconds between the warning signal and the end
+    env: dict[str, str] = field(default_factory=dict)
