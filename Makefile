@@ -25,7 +25,7 @@ test: setup  ## The whole test suite
 	$(BIN)/python -m pytest -n 2
 
 lint: setup  ## Style and types
-	$(BIN)/ruff check src tests benchmarks hydra_plugins
+	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 bench: setup  ## Every benchmark in its quick form

@@ -7,7 +7,7 @@ An app's own config is a dataclass that has these as fields beside its own. ``No
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
 
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -33,7 +33,7 @@ Fraction = Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)]
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def config(cls: type[T]) -> type[T]:
     """Class decorator of every config: a frozen dataclass whose fields are checked when it is built; unknown keys are errors."""
-    return dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
+    return cast(type[T], dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls))
 
 
 @config

@@ -1,0 +1,215 @@
+"""Compose one typed, frozen config: dataclass defaults < Hydra groups < YAML file < command line, then ``resolve``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from pydantic import TypeAdapter, ValidationError
+
+from .errors import ConfigError
+from .explain import Layer, check_key, from_validation, nearest
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGS = ROOT / "configs"
+FILE_GROUPS = ("config", "experiment")  # groups whose options are files registered on demand
+
+
+def _identity(cfg: Any) -> Any:
+    return cfg
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One command.
+
+    ``name``: its primary config ``configs/<name>.yaml`` and the stem of its run folders. ``resolve``: pure function from the
+    checked config to the complete one (derived values, contradictions). ``experiments``: folder, from the project's root, whose
+    YAML files are the options of the group ``experiment``. ``volatile``: dotted keys that may change when a run is resumed.
+    """
+
+    name: str
+    schema: type
+    resolve: Callable[[Any], Any] = _identity
+    experiments: str | None = None
+    volatile: tuple[str, ...] = ()
+
+
+def compose(entry: Entry, argv: Sequence[str]) -> Any:
+    """Typed, frozen, resolved config of a command line (without program name). Raises ConfigError; touches no file."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    overrides = rewrite_argv(entry, argv)
+    check_overrides(entry, overrides)
+    register_schema(entry)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            node = hydra_compose(entry.name, overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_paragraph(error)) from error
+    return typed(entry, node, overrides)
+
+
+def typed(entry: Entry, node: DictConfig, overrides: Sequence[str] = ()) -> Any:
+    """Check a composed OmegaConf node against the dataclasses and resolve it."""
+    try:
+        cfg: Any = TypeAdapter(entry.schema).validate_python(OmegaConf.to_container(node, resolve=True, throw_on_missing=True))
+    except ValidationError as error:
+        raise from_validation(error, entry.schema, _layers(entry, overrides), f"configs/{entry.name}.yaml") from error
+    return entry.resolve(cfg)
+
+
+def as_dict(cfg: Any) -> dict[str, Any]:
+    """A config as plain nested dictionaries and lists, ready for YAML or JSON."""
+    return OmegaConf.to_container(OmegaConf.create(_plain(dataclasses.asdict(cfg))))  # type: ignore[return-value]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def register_schema(entry: Entry) -> None:
+    """Store the dataclass defaults as ``<name>_schema``, the first thing in the primary config's defaults list."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name=f"{entry.name}_schema", node=as_dict(entry.schema()), provider=entry.schema.__module__)
+
+
+# --- the command line -----------------------------------------------------------------------------------------------------------
+
+
+def rewrite_argv(entry: Entry, argv: Sequence[str]) -> list[str]:
+    """Bring every accepted form to Hydra's grammar: a positional YAML, ``config=FILE`` and ``experiment=NAME`` become group choices.
+
+    Idempotent, since a sweep passes rewritten arguments on to its jobs.
+    """
+    out = []
+    for arg in argv:
+        if re.fullmatch(r"[^=-][^=]*\.ya?ml", arg):
+            arg = "config=" + arg
+        group, _, value = arg.partition("=")
+        if group in FILE_GROUPS and value not in ("", "null"):
+            names = [_register_file(entry, group, name) for name in value.split(",")]
+            arg = f"{group}=" + ",".join(names)
+        out.append(arg)
+    return out
+
+
+def find_file(entry: Entry, group: str, name: str) -> Path:
+    """The YAML file that ``config=name`` or ``experiment=name`` means. Raises ConfigError that lists the nearest names."""
+    name = name.strip("'\"")
+    folders = [ROOT / entry.experiments] if entry.experiments else []
+    places = [Path.cwd(), ROOT, Path("/")] if group == "config" else folders
+    for place in places:
+        for suffix in ("", ".yaml", ".yml"):
+            path = (place / (os.path.expanduser(name) + suffix)).resolve()
+            if path.is_file():
+                return path
+    known = sorted(str(f.relative_to(folder).with_suffix("")) for folder in folders for f in folder.rglob("*.yaml"))
+    if group == "config":
+        parent = next((p for place in places if (p := (place / os.path.expanduser(name)).parent).is_dir()), None)
+        siblings = [str(Path(name).parent / f.name) for f in sorted(parent.glob("*.y*ml"))] if parent else []
+        hint = nearest(name, siblings) if siblings else f"looked in {Path.cwd()} and {ROOT}"
+        raise ConfigError(f"config={name}: no such file; {hint}")
+    raise ConfigError(f"experiment={name}: no such experiment in {entry.experiments or '(this command has none)'}; {nearest(name, known)}")
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping, or ConfigError with the line of the mistake."""
+    try:
+        node = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {_one_paragraph(error)}") from error
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{path}: the top level must be a mapping of keys to values")
+    return node  # type: ignore[return-value]
+
+
+def _register_file(entry: Entry, group: str, name: str) -> str:
+    from hydra.core.config_store import ConfigStore
+
+    file = find_file(entry, group, name)
+    base = ROOT if group == "config" else ROOT / (entry.experiments or "")
+    option = str(file.relative_to(base) if file.is_relative_to(base) else file).lstrip("/")
+    option = re.sub(r"\.ya?ml$", "", option)
+    parent, _, leaf = f"{group}/{option}".rpartition("/")
+    ConfigStore.instance().store(group=parent, name=leaf, package="_global_", node=load_yaml(file), provider=str(file))
+    return option if re.fullmatch(r"[\w./+-]+", option) else f"'{option}'"
+
+
+def register_experiments(entry: Entry) -> list[str]:
+    """Make every experiment file known to Hydra (for ``--help``); returns their names."""
+    folder = ROOT / (entry.experiments or "")
+    files = sorted(folder.rglob("*.yaml")) if entry.experiments else []
+    return [_register_file(entry, "experiment", str(f.relative_to(folder).with_suffix(""))) for f in files]
+
+
+def check_overrides(entry: Entry, overrides: Sequence[str]) -> None:
+    """Refuse a malformed override or an unknown key before Hydra sees it, with the nearest valid name."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    groups = {p.name for p in CONFIGS.iterdir() if p.is_dir()} | set(FILE_GROUPS)
+    for text in overrides:
+        if text.startswith("-"):
+            raise ConfigError(f"command line: {text}: unknown option (overrides are written key=value; see --help)")
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            raise ConfigError(f"command line: {text!r} is not of the form key=value: {_one_paragraph(error)}") from error
+        key = override.key_or_group
+        if key.split(".")[0].split("/")[0] == "hydra":
+            continue
+        if key in groups or key.split("@")[0] in groups:
+            _check_choice(key, override.value(), override.is_sweep_override())
+        else:
+            check_key("command line", key, entry.schema)
+
+
+def _check_choice(group: str, value: Any, is_sweep: bool) -> None:
+    folder = CONFIGS / group
+    if is_sweep or not folder.is_dir() or value is None:
+        return
+    options = sorted(f.stem for f in folder.glob("*.yaml"))
+    if str(value) not in options and not isinstance(value, list):
+        raise ConfigError(f"command line: {group}={value}: no such option of configs/{group}; {nearest(str(value), options)}")
+
+
+def _layers(entry: Entry, overrides: Sequence[str]) -> list[Layer]:
+    """Where each value came from, strongest first."""
+    command_line: dict[str, Any] = {}
+    files: list[Layer] = []
+    for text in overrides:
+        key, _, value = text.lstrip("+~").partition("=")
+        if key in FILE_GROUPS and value != "null":
+            file = find_file(entry, key, value)
+            files.insert(0 if key == "config" else len(files), (_short(file), OmegaConf.to_container(load_yaml(file))))  # type: ignore[arg-type]
+        else:
+            level = command_line
+            *parents, leaf = key.split(".")
+            for part in parents:
+                level = level.setdefault(part, {})
+            if isinstance(level, dict):
+                level[leaf] = value
+    return [("command line", command_line), *files]
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _one_paragraph(error: BaseException) -> str:
+    return " ".join(str(error).split())

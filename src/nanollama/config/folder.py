@@ -1,0 +1,167 @@
+"""A run folder: what was asked (``config.yaml``, ``env.json``), one writer at a time (``.lock``), how it ended (``result.json``)."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from .compose import ROOT, Entry, as_dict
+from .errors import ConfigError
+
+STATUSES = ("ok", "nan", "oom", "invalid", "timeout", "killed", "error", "interrupted", "requeue")
+PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "numba", "botorch", "gpytorch", "optuna", "tensorboard", "wandb")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write atomically: a reader sees the old file or the whole new one, also after a crash."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with scratch.open("w") as file:
+        json.dump(value, file, indent=1, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def read_result(run_dir: Path | str) -> dict[str, Any] | None:
+    """How a run ended, or None while it has not (or its folder is not there)."""
+    try:
+        return json.loads((Path(run_dir) / "result.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def new_folder(name: str, root: Path | None = None) -> Path:
+    """Make ``runs/<name>-<date>-<time>-<4 hex>``; unique also when many start within a second."""
+    root = root or Path("runs")
+    while True:
+        path = root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"cannot make the run folder {path}: {error.strerror}; give a writable place with run_dir=PATH") from error
+
+
+@dataclass
+class RunFolder:
+    """An open run folder, locked against a second writer. ``resumed``: it held this config before."""
+
+    path: Path
+    resumed: bool = False
+    _lock: IO[str] | None = None
+
+    def finish(self, status: str, **values: Any) -> None:
+        """Write ``result.json``, the last thing a run does, also a failed one."""
+        assert status in STATUSES, status
+        write_json(self.path / "result.json", {"status": status, **values})
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+
+def open_folder(entry: Entry, cfg: Any, argv: Sequence[str]) -> RunFolder:
+    """Make the run's folder, or take up the one that ``run_dir`` names, and write down what was asked before anything is built.
+
+    Raises ConfigError if another process is writing there or the folder belongs to another config.
+    """
+    asked = as_dict(cfg)
+    given = asked.pop("run_dir", None)
+    path = Path(given).expanduser() if given else new_folder(asked.get("name") or entry.name)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "logs").mkdir(exist_ok=True)
+        lock = (path / ".lock").open("a")
+    except OSError as error:
+        raise ConfigError(f"run_dir={path}: cannot write there: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigError(f"run_dir={path}: another process is running in this folder; wait for it or take another run_dir") from None
+    known = path / "config.yaml"
+    resumed = known.is_file()
+    if resumed:
+        _check_same(entry, path, asked)
+    known.write_text(yaml.safe_dump({**asked, "run_dir": None}, sort_keys=False))
+    write_json(path / "env.json", environment(argv))
+    (path / "result.json").unlink(missing_ok=True)
+    return RunFolder(path, resumed, lock)
+
+
+def _check_same(entry: Entry, path: Path, asked: Mapping[str, Any]) -> None:
+    before = _flat(yaml.safe_load((path / "config.yaml").read_text()) or {})
+    now = _flat(asked)
+    volatile = ("run_dir", "name", "cluster", *entry.volatile)
+    differ = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not any(key == v or key.startswith(v + ".") for v in volatile)
+    ]
+    if differ:
+        shown = ", ".join(f"{key} ({before.get(key)} there, {now.get(key)} asked)" for key in differ[:3])
+        raise ConfigError(f"run_dir={path} holds a run of another config: {shown}; take another run_dir, or the old values to resume it")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()}
+    return {prefix: value}
+
+
+def environment(argv: Sequence[str]) -> dict[str, Any]:
+    """Provenance: command, code, packages, machine."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    packages: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "argv": [sys.argv[0], *argv],
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "cwd": str(Path.cwd()),
+        **git_state(),
+        "python": platform.python_version(),
+        "packages": packages,
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "pid": os.getpid(),
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the code and whether tracked files differ from it; None outside a git checkout."""
+
+    def git(*args: str) -> str | None:
+        try:
+            out = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return out.stdout.strip() if out.returncode == 0 else None
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}

@@ -1,0 +1,201 @@
+"""The one decorator of every entry point: command line in, exit code out.
+
+    TRAIN = Entry("gssm_train", GssmConfig, resolve, experiments="src/apps/gssm/configs")
+
+    @main(TRAIN)
+    def train(cfg: GssmConfig, run: RunFolder) -> dict[str, float]: ...
+
+    if __name__ == "__main__":
+        train()
+
+The task gets its typed config and an open run folder, and returns what goes to ``result.json`` or raises. A single run is composed,
+checked and started here; ``--multirun`` checks every job first and then hands over to Hydra, with its sweepers and launchers.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .compose import CONFIGS, Entry, check_overrides, compose, register_experiments, register_schema, rewrite_argv, typed
+from .errors import ConfigError, Interrupted, Requeue, RunFailed
+from .folder import RunFolder, new_folder, open_folder, read_result
+from .ranks import agree, rank, world_size
+
+Task = Callable[[Any, RunFolder], Mapping[str, Any] | None]
+INFO_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
+SWEEP_FLAGS = ("-m", "--multirun")
+
+
+def main(entry: Entry) -> Callable[[Task], Callable[[], None]]:
+    """Make a command of ``task(cfg, run)``; see the module's docstring."""
+
+    def decorate(task: Task) -> Callable[[], None]:
+        @functools.wraps(task)
+        def command() -> None:
+            sys.exit(run_command(entry, task, sys.argv[1:]))
+
+        command.entry = entry  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def run_command(entry: Entry, task: Task, argv: Sequence[str]) -> int:
+    """Do what ``argv`` asks; returns the exit code."""
+    try:
+        if any(arg.split("=")[0] in INFO_FLAGS for arg in argv):
+            register_experiments(entry)
+            return _hydra(entry, task, rewrite_argv(entry, argv))
+        if any(arg in SWEEP_FLAGS for arg in argv):
+            return _multirun(entry, task, [arg for arg in argv if arg not in SWEEP_FLAGS])
+        if any(arg.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for arg in argv):
+            raise ConfigError("command line: name the run folder with run_dir=PATH (Hydra's own folder keys are not used)")
+        cfg = compose(entry, argv)
+        run = _open(entry, cfg, argv)
+    except ConfigError as error:
+        if rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return ConfigError.exit_code
+    return execute(task, cfg, run)
+
+
+def _open(entry: Entry, cfg: Any, argv: Sequence[str]) -> RunFolder:
+    """Rank 0 makes the folder and is the only one to write shared files there; the others get to know its path."""
+    mine: list[RunFolder] = []
+
+    def make() -> str:
+        mine.append(open_folder(entry, cfg, argv))
+        return str(mine[0].path)
+
+    path = Path(agree("run_dir", make))
+    if mine:
+        return mine[0]
+    return open_folder(entry, cfg, argv) if rank() == 0 else RunFolder(path, (path / "checkpoints").is_dir())
+
+
+def execute(task: Task, cfg: Any, run: RunFolder) -> int:
+    """Run the task, turn every way it can end into ``result.json`` (rank 0) and an exit code."""
+    log_to(run.path)
+    began = time.time()
+    values: Mapping[str, Any] = {}
+    status, code, message = "ok", 0, None
+    try:
+        values = task(cfg, run) or {}
+    except ConfigError as error:
+        status, code, message = "invalid", error.exit_code, f"error: {error}"
+    except RunFailed as error:
+        status, code, message = error.status, error.exit_code, f"failed ({error.status}): {error}"
+    except Requeue as error:
+        status, code, message = "requeue", error.exit_code, f"stopped, start again to continue: {error}"
+    except (Interrupted, KeyboardInterrupt) as error:
+        status, code, message = "interrupted", Interrupted.exit_code, f"interrupted: {error or 'Ctrl-C'}"
+    except Exception as error:
+        out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        status, code = "oom" if out_of_memory else "error", RunFailed.exit_code
+        message = traceback.format_exc()
+    if message:
+        logging.getLogger("nanollama").error(message.rstrip())
+    if rank() == 0:
+        extra = {"message": message} if message else {}
+        run.finish(status, **values, **extra, wall_s=round(time.time() - began, 3))
+    run.close()
+    return code
+
+
+def log_to(run_dir: Path) -> None:
+    """Messages go to ``logs/rank_<r>.log``; those of rank 0 also to the terminal."""
+    logger = logging.getLogger("nanollama")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.FileHandler(run_dir / "logs" / f"rank_{rank()}.log")]
+    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    if rank() == 0:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    for handler in handlers:
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+# --- Hydra: information flags and multirun ---------------------------------------------------------------------------------------
+
+
+def _hydra(entry: Entry, task: Task, argv: Sequence[str]) -> int:
+    """Hand over to ``hydra.main``: it composes each job again and calls ``job``."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig, OmegaConf, open_dict
+
+    register_schema(entry)
+
+    def job(node: DictConfig) -> dict[str, Any]:
+        hydra_cfg = HydraConfig.get()
+        with open_dict(node):
+            node.run_dir = hydra_cfg.runtime.output_dir
+        overrides = rewrite_argv(entry, list(OmegaConf.to_container(hydra_cfg.overrides.task)))  # type: ignore[arg-type]
+        cfg = typed(entry, node, overrides)
+        run = open_folder(entry, cfg, overrides)
+        execute(task, cfg, run)
+        return read_result(run.path) or {}
+
+    job.__module__, job.__qualname__ = task.__module__, task.__qualname__
+    sys.argv[1:] = list(argv)
+    options: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
+    hydra.main(config_path=str(CONFIGS), config_name=entry.name, **options)(job)()
+    return 0
+
+
+def _multirun(entry: Entry, task: Task, argv: Sequence[str]) -> int:
+    """Check every job, run the sweep, print a table; one job's failure does not stop the rest."""
+    if world_size() > 1:
+        raise ConfigError("a multirun is one process: start it without torchrun and let cluster.torchrun=true give each job its ranks")
+    given = next((arg.partition("=")[2].strip("'\"") for arg in argv if arg.startswith("run_dir=")), None)
+    overrides = rewrite_argv(entry, [arg for arg in argv if not arg.startswith("run_dir=")])
+    check_overrides(entry, overrides)
+    custom = any(arg.startswith("hydra/sweeper=") for arg in overrides)
+    if not custom:
+        for job in expand(overrides):
+            compose(entry, [arg for arg in job if not arg.startswith("hydra")])
+    folder = Path(given) if given else new_folder(entry.name)
+    hydra_args = [f"hydra.sweep.dir='{folder}'", "hydra.sweep.subdir='${hydra.job.num}'", "hydra.output_subdir=null"]
+    quiet = [] if any(a.startswith("hydra/job_logging=") for a in overrides) else ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+    code = _hydra(entry, task, ["-m", *overrides, *hydra_args, *quiet])
+    return code if custom else summarise(folder)
+
+
+def expand(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """The jobs of a plain multirun: the product of all ``key=a,b`` choices, as Hydra's basic sweeper forms it."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    try:
+        for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
+            yield from batch
+    except HydraException as error:
+        raise ConfigError(f"command line: {error}") from error
+
+
+def summarise(folder: Path) -> int:
+    """Print how each job of a multirun ended; exit code 0 only if all did well, else the worst one's."""
+    jobs = sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    results = [(job.name, read_result(job) or {"status": "killed"}) for job in jobs]
+    for name, result in results:
+        numbers = "  ".join(f"{k}={v:.4g}" for k, v in result.items() if isinstance(v, float) and k.endswith("loss"))
+        print(f"{folder / name}  {result['status']}  {numbers}")
+    statuses = {result["status"] for _, result in results}
+    if "interrupted" in statuses:
+        return Interrupted.exit_code
+    if statuses == {"invalid"}:
+        return ConfigError.exit_code
+    return 0 if statuses <= {"ok"} else RunFailed.exit_code

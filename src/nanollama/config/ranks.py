@@ -1,0 +1,42 @@
+"""The ranks of one torchrun agree on a value before any process group exists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+
+def rank() -> int:
+    """Global rank of this process; 0 without torchrun."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """Number of processes of this run; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def agree(key: str, make: Callable[[], str]) -> str:
+    """Rank 0 calls ``make``; every rank returns its value.
+
+    Goes through the TCPStore that torchrun already serves. After an elastic restart the store still holds the value, so a
+    restarted run finds its own folder again instead of making a new one. If ``make`` raises, the other ranks end at once too.
+    """
+    if world_size() == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return make()
+    from datetime import timedelta
+
+    from torch.distributed import PrefixStore, TCPStore
+
+    server = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=300))
+    store = PrefixStore("nanollama", server)
+    if rank() == 0 and not store.check([key]):
+        try:
+            store.set(key, "=" + make())
+        except BaseException:
+            store.set(key, "!")
+            raise
+    value = store.get(key).decode()
+    if value == "!":
+        raise SystemExit(2)  # rank 0 says why
+    return value[1:]
