@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Literal
 
+from src.nanollama.config import ConfigError, Entry
 from src.nanollama.config.schema import (
     CheckpointConfig,
     ClusterConfig,
@@ -19,6 +20,7 @@ from src.nanollama.config.schema import (
     TrainConfig,
     config,
 )
+from src.nanollama.train.resolve import VOLATILE, resolve_training
 
 
 @config
@@ -52,3 +54,16 @@ class GssmConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+def resolve(cfg: GssmConfig) -> GssmConfig:
+    """Derive the vocabulary from the observed node and complete the model's shape."""
+    from . import graph
+
+    if not cfg.gssm:
+        raise ConfigError("gssm is empty: name a config (experiment=debug, config=FILE) or list the nodes of the graph under gssm")
+    built = graph.build(cfg.gssm, cfg.alpha_X, cfg.alpha_Z)
+    return resolve_training(cfg, built.vocab_size, f"the observed node {built.observed.name}")
+
+
+TRAIN = Entry("gssm_train", GssmConfig, resolve, experiments="src/apps/gssm/configs", volatile=VOLATILE)

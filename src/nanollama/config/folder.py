@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,12 +64,13 @@ class RunFolder:
 
     path: Path
     resumed: bool = False
+    summary: dict[str, Any] = field(default_factory=dict)  # what is known so far; goes to result.json however the run ends
     _lock: IO[str] | None = None
 
     def finish(self, status: str, **values: Any) -> None:
         """Write ``result.json``, the last thing a run does, also a failed one."""
         assert status in STATUSES, status
-        write_json(self.path / "result.json", {"status": status, **values})
+        write_json(self.path / "result.json", {"status": status, **self.summary, **values})
 
     def close(self) -> None:
         """Let go of the lock."""
@@ -104,7 +105,7 @@ def open_folder(entry: Entry, cfg: Any, argv: Sequence[str]) -> RunFolder:
     known.write_text(yaml.safe_dump({**asked, "run_dir": None}, sort_keys=False))
     write_json(path / "env.json", environment(argv))
     (path / "result.json").unlink(missing_ok=True)
-    return RunFolder(path, resumed, lock)
+    return RunFolder(path, resumed, _lock=lock)
 
 
 def _check_same(entry: Entry, path: Path, asked: Mapping[str, Any]) -> None:

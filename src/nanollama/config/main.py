@@ -199,3 +199,17 @@ def summarise(folder: Path) -> int:
     if statuses == {"invalid"}:
         return ConfigError.exit_code
     return 0 if statuses <= {"ok"} else RunFailed.exit_code
+
+
+def entry_of(script: str) -> Entry:
+    """The Entry of a command by its module name (``src.apps.gssm.train``), without importing torch. ConfigError if there is none."""
+    import importlib
+
+    try:
+        module = importlib.import_module(script)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"script={script}: no module of that name ({error}); give a command such as src.apps.gssm.train") from error
+    entry = next((value.entry for value in vars(module).values() if isinstance(getattr(value, "entry", None), Entry)), None)
+    if entry is None:
+        raise ConfigError(f"script={script}: this module is no command (nothing in it is decorated with nanollama.config.main)")
+    return entry

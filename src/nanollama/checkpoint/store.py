@@ -1,0 +1,112 @@
+"""Save and load checkpoints with torch.distributed.checkpoint (DCP).
+
+A checkpoint is the folder ``checkpoints/<step>``: DCP's files (tensors only) and ``state.json`` (plain numbers). It is written under a
+hidden name and renamed when complete, so a folder with a number for a name is always whole. Nothing is unpickled but DCP's index,
+through an allow-list.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
+
+from ..config import ConfigError
+from ..distributed import Ranks
+from .retention import expired
+
+log = logging.getLogger("nanollama")
+
+Tensors = Mapping[str, Any]  # nested dictionaries with tensors as leaves
+
+_PICKLE_MODULES = {"torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"}
+_PICKLE_NAMES = {
+    ("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict"),
+    ("pathlib", "PosixPath"), ("pathlib._local", "PosixPath"),
+}  # fmt: skip
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Reads DCP's index, which holds shapes, dtypes and offsets; anything else in it is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in _PICKLE_MODULES or (module, name) in _PICKLE_NAMES:
+            return super().find_class(module, name)
+        value = getattr(torch, name, None) if module == "torch" else None
+        if isinstance(value, torch.dtype):
+            return value
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's index")
+
+
+class SafeReader(FileSystemReader):
+    """DCP's reader without arbitrary unpickling: the index goes through an allow-list, the tensors through ``weights_only``."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """DCP's index of the checkpoint."""
+        data = (Path(self.path) / ".metadata").read_bytes()
+        metadata = _IndexUnpickler(io.BytesIO(data)).load()
+        if metadata.storage_meta is not None:
+            metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+def numbered(folder: Path) -> list[int]:
+    """Steps of the whole checkpoints in ``folder``, ascending."""
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+class Store:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, run_dir: Path, ranks: Ranks, keep: int) -> None:
+        self.folder = run_dir / "checkpoints"
+        self.ranks = ranks
+        self.keep = keep
+
+    def save(self, step: int, tensors: Tensors, numbers: Mapping[str, Any]) -> Path:
+        """Write ``checkpoints/<step>`` (collective) and delete what retention lets go. A step saved before is left as it is."""
+        target = self.folder / f"{step}"
+        if target.exists():
+            return target
+        scratch = self.folder / f".{step}.partial"
+        if self.ranks.rank == 0:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+        self.ranks.barrier()
+        dcp.save(dict(tensors), checkpoint_id=scratch, no_dist=self.ranks.world == 1)
+        if self.ranks.rank == 0:
+            (scratch / "state.json").write_text(json.dumps(dict(numbers)))
+            os.replace(scratch, target)
+            for old in expired(numbered(self.folder), self.keep):
+                shutil.rmtree(self.folder / str(old))
+        self.ranks.barrier()
+        return target
+
+    def load_newest(self, tensors: Tensors) -> dict[str, Any] | None:
+        """Fill ``tensors`` in place from the newest readable checkpoint; its numbers, or None if there is none."""
+        for step in reversed(numbered(self.folder)):
+            try:
+                return load(self.folder / str(step), tensors, self.ranks)
+            except Exception as error:  # a damaged file can fail in any way; what counts is that an older one may be whole
+                log.warning("checkpoint %s is not readable (%s: %s), trying the one before it", step, type(error).__name__, error)
+        return None
+
+
+def load(path: Path, tensors: Tensors, ranks: Ranks) -> dict[str, Any]:
+    """Fill ``tensors`` in place from the checkpoint ``path`` (saved on any number of ranks); returns its numbers."""
+    if not (path / "state.json").is_file():
+        raise ConfigError(f"{path} is not a checkpoint (no state.json); give a folder such as RUN/checkpoints/1000")
+    numbers = json.loads((path / "state.json").read_text())
+    dcp.load(dict(tensors), storage_reader=SafeReader(path), no_dist=ranks.world == 1)
+    return numbers

@@ -1,0 +1,38 @@
+"""Signals become a flag that the training loop reads between steps, so that a stop never cuts a step or a checkpoint in half."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+REQUEUE = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # a scheduler needs the machine back
+
+
+class StopFlag:
+    """Which stop was asked for: 0 none, 1 by the user (Ctrl-C), 2 by a scheduler (come back later)."""
+
+    def __init__(self) -> None:
+        self.kind = 0
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.kind == 1:
+            raise KeyboardInterrupt  # a second Ctrl-C: the user does not want to wait for the checkpoint
+        self.kind = 1 if number == signal.SIGINT else 2
+
+
+@contextmanager
+def stop_flag() -> Iterator[StopFlag]:
+    """Catch Ctrl-C and the schedulers' signals while inside; outside the main thread nothing is caught."""
+    flag = StopFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    before = {number: signal.signal(number, flag._handle) for number in (signal.SIGINT, *REQUEUE)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Where measurements go: ``metrics.jsonl`` (the truth), TensorBoard, Weights & Biases."""

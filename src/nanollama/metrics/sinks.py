@@ -1,0 +1,111 @@
+"""Sinks for records. A record is a flat dictionary with ``step``, ``tokens``, ``split`` and numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..config import ConfigError
+from ..config.schema import MetricsConfig
+
+Record = Mapping[str, Any]
+
+
+class Sink(Protocol):
+    """Takes records as they come."""
+
+    def write(self, record: Record) -> None: ...
+    def close(self) -> None: ...
+
+
+class Jsonl:
+    """One JSON object a line. On resume, records past the checkpoint are dropped, so that the file equals that of an unbroken run."""
+
+    def __init__(self, path: Path, resume_step: int = 0) -> None:
+        if path.exists():
+            kept = [line for line in complete_lines(path) if json.loads(line)["step"] <= resume_step]
+            scratch = path.with_suffix(".tmp")
+            scratch.write_text("".join(kept))
+            os.replace(scratch, path)
+        self._file = path.open("a", buffering=1)
+
+    def write(self, record: Record) -> None:
+        self._file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def complete_lines(path: Path) -> list[str]:
+    """The lines of a JSONL file without a torn last one (a process killed while writing)."""
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Every complete record of a metrics file."""
+    return [json.loads(line) for line in complete_lines(path)]
+
+
+class TensorBoard:
+    """Scalars ``<metric>/<split>``, so that the loss curves of all splits share a chart group."""
+
+    def __init__(self, folder: Path, resume_step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+
+    def write(self, record: Record) -> None:
+        for key, value in record.items():
+            if key not in ("step", "split", "tokens") and isinstance(value, (int, float)):
+                self._writer.add_scalar(f"{key}/{record['split']}", value, record["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """A Weights & Biases run. Offline unless ``WANDB_MODE`` says otherwise."""
+
+    def __init__(self, run_dir: Path, cfg: MetricsConfig, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError("metrics.wandb.active = true, but the package wandb is not installed") from error
+        mode = os.environ.get("WANDB_MODE", "offline")
+        self._run = wandb.init(
+            project=cfg.wandb.project, entity=cfg.wandb.entity, name=run_dir.name, id=run_dir.name, dir=str(run_dir), config=dict(config),
+            resume="allow", mode=mode,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def write(self, record: Record) -> None:
+        step, split = record["step"], record["split"]
+        self._run.log({f"{key}/{split}": v for key, v in record.items() if key not in ("step", "split")}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Sinks:
+    """Every configured sink of a run; silent on ranks other than 0."""
+
+    def __init__(self, run_dir: Path, cfg: MetricsConfig, config: Mapping[str, Any], resume_step: int = 0, active: bool = True) -> None:
+        self._sinks: list[Sink] = []
+        if active:
+            self._sinks.append(Jsonl(run_dir / "metrics.jsonl", resume_step))
+            if cfg.tensorboard:
+                self._sinks.append(TensorBoard(run_dir / "tb", resume_step))
+            if cfg.wandb.active:
+                self._sinks.append(Wandb(run_dir, cfg, config))
+
+    def write(self, record: Record) -> None:
+        """Give one record to all sinks."""
+        for sink in self._sinks:
+            sink.write(record)
+
+    def close(self) -> None:
+        """Flush and let go of the files."""
+        for sink in self._sinks:
+            sink.close()

@@ -1,0 +1,238 @@
+"""The training loop of every app: step, log, evaluate, save, stop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+from tqdm import tqdm
+
+from ..checkpoint.store import Store, load, numbered
+from ..config import ConfigError, Interrupted, Requeue, RunFailed, RunFolder
+from ..config.compose import as_dict
+from ..config.schema import OptimConfig
+from ..data.prefetch import Prefetch, batches
+from ..data.source import DataSource
+from ..distributed import Ranks, ranks
+from ..launcher.signals import StopFlag, stop_flag
+from ..metrics.sinks import Sinks
+from ..model import sizing
+from ..model.transformer import Transformer
+from ..profiler import flops
+from .evaluate import HeldOut, evaluate
+from .optim import adamw
+from .resolve import Training
+from .schedule import decay_start
+from .state import TrainState
+from .step import Step
+
+log = logging.getLogger("nanollama")
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Expected Bayes-optimal loss of the training stream over its predicted positions, nats per token, with its standard error."""
+
+    mean: float
+    se: float
+
+
+def train(cfg: Training, run: RunFolder, source: DataSource, held_out: Mapping[str, HeldOut], floor: Floor | None = None) -> dict[str, Any]:
+    """Train the model of ``cfg`` on ``source``, evaluating on ``held_out``; resumes if the folder holds a checkpoint.
+
+    Returns the contents of ``result.json``. Raises Interrupted or Requeue after saving when asked to stop, RunFailed when the loss is
+    no longer finite.
+    """
+    with stop_flag() as stop, ranks(cfg.train.device) as here:
+        loop = Loop(cfg, run, source, held_out, floor, here)
+        try:
+            loop.restore()
+            return loop.run_to_the_end(stop)
+        finally:
+            loop.sinks.close()
+
+
+class Loop:
+    """The parts of one training and the order in which they work."""
+
+    def __init__(
+        self, cfg: Training, run: RunFolder, source: DataSource, held_out: Mapping[str, HeldOut], floor: Floor | None, here: Ranks
+    ) -> None:
+        self.cfg, self.run, self.source, self.held_out, self.floor, self.ranks = cfg, run, source, held_out, floor, here
+        model = Transformer(cfg.model)
+        model.init_weights(cfg.train.seed)
+        self.model = here.wrap(model.to(here.device))
+        self.state = TrainState(self.model, adamw(self.model, cfg.optim))
+        self.state.loss_sum = self.state.loss_sum.to(here.device)
+        self.step = Step(self.model, self.state.optimizer, cfg.train, cfg.optim, here.device)
+        self.store = Store(run.path, here, cfg.checkpoint.keep)
+        self.flops_per_token = flops.train_flops_per_token(cfg.model, cfg.data.seq_len)
+        self.peak = flops.device_peak(torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else "cpu", cfg.train.precision)
+        self.best: dict[str, float] = {}
+        self.added_tokens = 0  # by this run; a continued one does not count its parent's
+        self.sinks = Sinks(run.path, cfg.metrics, {}, active=False)
+
+    # --- starting ---------------------------------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Take up this folder's newest checkpoint, or the one that ``checkpoint.init_from`` names; open the sinks at that step."""
+        tensors = self.state.tensors()
+        numbers = self.store.load_newest(tensors)
+        if numbers is not None:
+            self._check_continuable(numbers, self.cfg.optim, str(self.store.folder))
+        elif self.cfg.checkpoint.init_from:
+            path = Path(self.cfg.checkpoint.init_from)
+            numbers = load(path, tensors, self.ranks)
+            self._check_continuable(numbers, parent_optim(path) or self.cfg.optim, str(path))
+            numbers["added_tokens"] = 0
+        if numbers is not None:
+            self.state.restore(tensors, numbers)
+            self.best = dict(numbers.get("best", {}))
+            self.added_tokens = numbers.get("added_tokens", 0)
+            log.info("continuing at step %d of %d", self.state.step, self.cfg.train.steps)
+        config = as_dict(self.cfg)
+        self.sinks = Sinks(self.run.path, self.cfg.metrics, config, self.state.step, active=self.ranks.rank == 0)
+
+    def _check_continuable(self, numbers: Mapping[str, Any], optim: OptimConfig, where: str) -> None:
+        """A run can get another length only while its learning rate has not begun to depend on the old one."""
+        planned, step = numbers["planned_steps"], numbers["step"]
+        if planned != self.cfg.train.steps and step > decay_start(optim, planned) and step > 0:
+            raise ConfigError(
+                f"{where}: step {step} of a {optim.schedule} schedule over {planned} steps is past the start of its decay, so it is no "
+                f"prefix of a run of {self.cfg.train.steps}; use optim.schedule=constant, or wsd from a checkpoint before its decay"
+            )
+
+    # --- running ----------------------------------------------------------------------------------------------------------------
+
+    def run_to_the_end(self, stop: StopFlag) -> dict[str, Any]:
+        """All remaining steps, then the final evaluation and checkpoint."""
+        cfg = self.cfg
+        bar = tqdm(total=cfg.train.steps, initial=self.state.step, desc=self.run.path.name, unit="step", disable=None if self.ranks.rank == 0 else True)
+        self._start_interval()
+        stream = batches(self.source, "train", cfg.data.batch_size, self.state.step, self.ranks.rank, self.ranks.world)
+        with bar, Prefetch(islice(stream, cfg.train.steps - self.state.step)) as prefetched:
+            for tokens in self._to_device(prefetched):
+                loss, norm, lr = self.step(self.state.step, tokens)
+                self._count(loss)
+                bar.update()
+                if self.state.step % cfg.train.log_period == 0 or self.state.step == cfg.train.steps:
+                    bar.set_postfix(self._log(norm, lr), refresh=False)
+                self._evaluate_and_save()
+                self._stop_if_asked(stop)
+        return self._finish()
+
+    def _to_device(self, prefetched: Iterator[tuple[int, np.ndarray]]) -> Iterator[Tensor]:
+        for _, batch in prefetched:
+            tokens = torch.from_numpy(batch)
+            if self.ranks.device.type == "cuda":  # small integers over the bus, widened on the device
+                tokens = tokens.pin_memory().to(self.ranks.device, non_blocking=True)
+            yield tokens.long()
+
+    def _count(self, loss: Tensor) -> None:
+        self.state.step += 1
+        added = self.cfg.data.batch_size * self.cfg.data.seq_len
+        self.state.tokens += added
+        self.added_tokens += added
+        self.state.loss_sum += loss
+        self.state.loss_count += 1
+
+    def _start_interval(self) -> None:
+        self._interval = (time.perf_counter(), self.state.tokens)
+
+    def _log(self, norm: Tensor, lr: float) -> dict[str, str]:
+        """One training record: losses are means over the steps since the last one. The only place that waits for the device."""
+        loss = float(self.ranks.sum(self.state.loss_sum)) / self.state.loss_count / self.ranks.world
+        seconds = time.perf_counter() - self._interval[0]
+        speed = (self.state.tokens - self._interval[1]) / seconds
+        record = {"step": self.state.step, "tokens": self.state.tokens, "split": "train", "loss": loss}
+        if self.floor:
+            record |= {"bayes_loss": self.floor.mean, "bayes_loss_se": self.floor.se, "excess_loss": loss - self.floor.mean}
+        record |= {"grad_norm": float(norm), "lr": lr, "tokens_per_s": speed}
+        record |= flops.utilisation(self.flops_per_token, speed, self.peak, self.ranks.world)
+        self.sinks.write(record)
+        self.state.loss_sum.zero_()
+        self.state.loss_count = 0
+        self.run.summary.update(steps=self.state.step, tokens=self.state.tokens, train_loss=loss)
+        if not math.isfinite(loss) or not math.isfinite(record["grad_norm"]):
+            raise RunFailed(f"loss {loss}, gradient norm {record['grad_norm']} at step {self.state.step}", status="nan")
+        self._start_interval()
+        shown = {"loss": f"{loss:.4f}", "tok/s": f"{speed:,.0f}"}
+        return shown | ({"excess": f"{record['excess_loss']:.4f}"} if self.floor else {})
+
+    def _evaluate_and_save(self) -> None:
+        """Periodic work between two steps; its time does not count as training time."""
+        cfg, step = self.cfg, self.state.step
+        if step == cfg.train.steps:
+            return
+        began = time.perf_counter()
+        if (cfg.checkpoint.period and step % cfg.checkpoint.period == 0) or (cfg.optim.schedule == "wsd" and step == decay_start(cfg.optim, cfg.train.steps)):
+            self._save()
+        if cfg.eval.period and step % cfg.eval.period == 0:
+            self._evaluate()
+        self._interval = (self._interval[0] + time.perf_counter() - began, self._interval[1])
+
+    def _evaluate(self) -> dict[str, dict[str, Any]]:
+        batch = max(1, self.cfg.train.micro_batch or 1)
+        records = evaluate(self.model, self.held_out, batch, self.ranks, self.cfg.train.precision)
+        for split, record in records.items():
+            self.sinks.write({"step": self.state.step, "tokens": self.state.tokens, "split": split, **record})
+            self.best[split] = min(record["loss"], self.best.get(split, math.inf))
+        return records
+
+    def _save(self) -> None:
+        self.state.loss_sum = self.ranks.sum(self.state.loss_sum) / self.ranks.world  # ranks store one and the same number
+        numbers = {**self.state.numbers(), "planned_steps": self.cfg.train.steps, "best": self.best, "added_tokens": self.added_tokens}
+        self.store.save(self.state.step, self.state.tensors(), numbers)
+
+    def _stop_if_asked(self, stop: StopFlag) -> None:
+        """End between two steps, with a checkpoint. Several ranks agree at log steps only, since agreeing waits for the device."""
+        if self.ranks.world > 1 and self.state.step % self.cfg.train.log_period:
+            return
+        kind = self.ranks.max(stop.kind)
+        if kind and self.state.step < self.cfg.train.steps:
+            self._save()
+            text = f"saved step {self.state.step} of {self.cfg.train.steps} in {self.run.path}; the same command with run_dir={self.run.path} continues"
+            raise Interrupted(text) if kind == 1 else Requeue(text)
+
+    # --- ending -----------------------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> dict[str, Any]:
+        final = self._evaluate()
+        self._save()
+        main = final.get("valid", {})
+        return {
+            **self.run.summary,
+            **{key: main[key] for key in ("loss", "loss_se", "bayes_loss", "excess_loss", "excess_loss_se", "bits_per_byte") if key in main},
+            "final": final,
+            "best": self.best,
+            "steps": self.state.step,
+            "tokens": self.state.tokens,
+            "parameters": sizing.num_params(self.cfg.model),
+            "flops": self.added_tokens * self.flops_per_token["causal"],
+            "peak_memory_bytes": peak_memory(self.ranks.device),
+            "checkpoint": str(numbered(self.store.folder)[-1]),
+        }
+
+
+def parent_optim(checkpoint: Path) -> OptimConfig | None:
+    """The optimiser config of the run that wrote ``RUN/checkpoints/<step>``, if its config is still there."""
+    file = checkpoint.parent.parent / "config.yaml"
+    return OptimConfig(**yaml.safe_load(file.read_text())["optim"]) if file.is_file() else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the allocator's peak on a GPU, the process's resident peak on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
