@@ -145,8 +145,9 @@ def _hold_out(domain: str, files: list[TextFile], share: float, split_of: dict[s
         split_of[min(undecided, key=lambda sha: (sizes[sha], sha))] = "valid"
     if {split_of[sha] for sha in sizes} != {"train", "valid"}:
         raise ConfigError(
-            f"domain {domain} cannot be split into training and held-out files: it has {len(sizes)} different ones of {sum(sizes.values()):,} "
-            "bytes in all (those shared with other domains follow their split); give at least 2, or cut one large file into several"
+            f"domain {domain} cannot be split into training and held-out files: it has {len(sizes)} different ones "
+            f"of {sum(sizes.values()):,} bytes in all (those shared with other domains follow their split); "
+            "give at least 2, or cut one large file into several"
         )
 
 

@@ -30,7 +30,7 @@ def folder_corpus(cache: Path, domains: Path | Mapping[str, Path], held_out: flo
         if not domains:
             raise ConfigError(f"{root} has no subfolders; every domain is a subfolder with its text files")
     domains = {domain: Path(folder).resolve() for domain, folder in domains.items()}
-    key = hashlib.sha256(repr((sorted(domains.items()), held_out)).encode()).hexdigest()[:12]
+    key = hashlib.sha256(repr((list(domains.items()), held_out)).encode()).hexdigest()[:12]
     folder = Path(cache) / f"folders-{key}"
     if not (folder / NAME).exists():
         made = build_manifest(folder, domains, held_out)

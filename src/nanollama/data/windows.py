@@ -64,7 +64,8 @@ class WindowSource:
 
     def rows(self, split: str, indices: np.ndarray) -> np.ndarray:
         """Samples of scattered indices, ``(len(indices), seq_len + 1)``."""
-        rows = self._windows[split][self._starts(split, indices)]
+        starts = self._starts(split, indices)
+        rows = self._windows[split][starts]
         return rows.astype(token_dtype(self.vocab_size), copy=False)
 
     def segments(self, split: str, start: int, count: int) -> np.ndarray:
