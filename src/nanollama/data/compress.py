@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import gzip
-import lzma
 from collections.abc import Callable
 
 import numpy as np
 
 from ..config import ConfigError
 
-COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": lambda data: gzip.compress(data, compresslevel=9, mtime=0),
-    "xz": lzma.compress,  # the xz tool's default, preset 6
-}
+
+def _gzip(data: bytes) -> bytes:
+    return gzip.compress(data, compresslevel=9, mtime=0)
+
+
+def _xz(data: bytes) -> bytes:
+    try:
+        import lzma
+    except ImportError:  # a Python that was built on a machine without liblzma's headers
+        raise ConfigError("this Python was built without lzma, so there is no xz; use gzip or another Python") from None
+    return lzma.compress(data, preset=6)
+
+
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {"gzip": _gzip, "xz": _xz}
 
 
 def bits_per_byte(data: bytes | np.ndarray, method: str) -> float:

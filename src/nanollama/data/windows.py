@@ -86,5 +86,5 @@ class WindowSource:
         if split == "valid":
             return self._valid_starts[indices % len(self._valid_starts)]
         # modulo bias of 64-bit words: below n / 2**64, unmeasurable
-        words = words_at(self.seed, f"{self.name}/{split}", indices)[:, 0]
+        words = words_at(self.seed, f"{self.name}/train", indices)[:, 0]
         return (words % np.uint64(len(self._windows[split]))).astype(np.int64)

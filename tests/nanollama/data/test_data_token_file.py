@@ -17,7 +17,7 @@ def write(path: Path, documents: list[list[int]], vocab_size: int) -> Path:
     return path
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(vocab_size=st.sampled_from([2, 256, 257, 65536, 65537, 2**32]), data=st.data())
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, vocab_size: int, data: st.DataObject) -> None:
     documents = data.draw(st.lists(st.lists(st.integers(0, vocab_size - 1), min_size=1, max_size=20), min_size=1, max_size=8))
