@@ -1,0 +1,62 @@
+"""Rotary position embeddings (Su et al., 2021, arXiv:2104.09864), half-split: feature i turns with feature i + D/2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config.schema import ModelConfig
+from .sizing import required
+
+
+def inverse_frequencies(cfg: ModelConfig) -> Tensor:
+    """Angle per position of every feature pair, theta^(-2i/D): (D/2,) float32."""
+    dim = required(cfg.qk_head_dim)
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    return cfg.rope_theta**-exponents
+
+
+def rotation(positions: Tensor, inv_freq: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every angle.
+
+    Args:
+        positions: (T,), or (B, T) where rows stand at different places.
+        inv_freq: (D/2,) from ``inverse_frequencies``.
+
+    Returns:
+        two tensors, (T, D/2) or (B, 1, T, D/2), computed in fp32 and rounded to ``dtype``; the 1 stands for the heads.
+    """
+    angles = positions[..., None].float() * inv_freq.float()
+    if positions.dim() == 2:
+        angles = angles[:, None]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+class _Rotate(torch.autograd.Function):
+    """Eager autograd would keep six intermediates and launch twice the kernels; the gradient is the rotation by the opposite angle."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grads[0], cos, sin, -1), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    left, right = out.chunk(2, dim=-1)
+    torch.mul(first, cos, out=left).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=right).addcmul_(first, sin, value=sign)
+    return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn (B, H, T, D) by the angles of ``rotation``; the same shape, contiguous."""
+    return _Rotate.apply(x, cos, sin)
