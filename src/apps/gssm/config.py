@@ -63,7 +63,7 @@ def resolve(cfg: GssmConfig) -> GssmConfig:
     if not cfg.gssm:
         raise ConfigError("gssm is empty: name a config (experiment=debug, config=FILE) or list the nodes of the graph under gssm")
     built = graph.build(cfg.gssm, cfg.alpha_X, cfg.alpha_Z)
-    return resolve_training(cfg, built.vocab_size, f"the observed node {built.observed.name}")
+    return resolve_training(cfg, built.vocab_size, "the observed node " + " x ".join(n.name for n in built.observed))
 
 
 TRAIN = Entry("gssm_train", GssmConfig, resolve, experiments="src/apps/gssm/configs", volatile=VOLATILE)

@@ -7,9 +7,10 @@ import numpy as np
 from src.nanollama.train.evaluate import HeldOut
 from src.nanollama.train.loop import Floor
 
-from . import filter as exact
-from . import graph, kernels, sampler
+from . import graph, kernels
 from .config import GssmConfig
+from .filter import Filter, bayes_loss
+from .sampler import Sampler
 
 
 class OnFly:
@@ -18,8 +19,8 @@ class OnFly:
     def __init__(self, cfg: GssmConfig) -> None:
         self.graph = graph.build(cfg.gssm, cfg.alpha_X, cfg.alpha_Z)
         self.kernels = kernels.draw(self.graph, cfg.graph_seed)
-        self.sampler = sampler.Sampler(self.kernels, cfg.train.seed)
-        self.filter = exact.Filter(self.kernels)
+        self.sampler = Sampler(self.kernels, cfg.train.seed)
+        self.filter = Filter(self.kernels)
         self.vocab_size = self.graph.vocab_size
         self.seq_len = cfg.data.seq_len
 
@@ -34,5 +35,5 @@ class OnFly:
 
     def floor(self) -> Floor:
         """Expected Bayes loss of the training stream."""
-        found = exact.bayes_loss(self.sampler, self.filter, self.seq_len)
+        found = bayes_loss(self.sampler, self.filter, self.seq_len)
         return Floor(found.mean, found.se)

@@ -13,16 +13,19 @@ import logging
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from ..config import ConfigError
+from ..config import ConfigError, RunFailed
 from ..distributed import Ranks
 from .retention import expired
 
@@ -66,6 +69,14 @@ def numbered(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """DCP warns that a single process is alone; it is meant to be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
 class Store:
     """The checkpoints of one run folder."""
 
@@ -84,7 +95,8 @@ class Store:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
         self.ranks.barrier()
-        dcp.save(dict(tensors), checkpoint_id=scratch, no_dist=self.ranks.world == 1)
+        with quiet():
+            dcp.save(dict(tensors), checkpoint_id=scratch, no_dist=self.ranks.world == 1)
         if self.ranks.rank == 0:
             (scratch / "state.json").write_text(json.dumps(dict(numbers)))
             os.replace(scratch, target)
@@ -93,14 +105,16 @@ class Store:
         self.ranks.barrier()
         return target
 
-    def load_newest(self, tensors: Tensors) -> dict[str, Any] | None:
-        """Fill ``tensors`` in place from the newest readable checkpoint; its numbers, or None if there is none."""
+    def load_newest(self, tensors: Tensors) -> dict[str, Any]:
+        """Fill ``tensors`` in place from the newest readable checkpoint; returns its numbers. Raises RunFailed if none is readable."""
         for step in reversed(numbered(self.folder)):
             try:
                 return load(self.folder / str(step), tensors, self.ranks)
-            except Exception as error:  # a damaged file can fail in any way; what counts is that an older one may be whole
-                log.warning("checkpoint %s is not readable (%s: %s), trying the one before it", step, type(error).__name__, error)
-        return None
+            except ConfigError:
+                raise
+            except (Exception, CheckpointException) as error:  # a damaged file can fail in any way; an older one may be whole
+                log.warning("checkpoint %s is not readable (%s), trying the one before it", step, type(error).__name__)
+        raise RunFailed(f"no checkpoint in {self.folder} is readable; delete the run folder to start over")
 
 
 def load(path: Path, tensors: Tensors, ranks: Ranks) -> dict[str, Any]:
@@ -108,5 +122,16 @@ def load(path: Path, tensors: Tensors, ranks: Ranks) -> dict[str, Any]:
     if not (path / "state.json").is_file():
         raise ConfigError(f"{path} is not a checkpoint (no state.json); give a folder such as RUN/checkpoints/1000")
     numbers = json.loads((path / "state.json").read_text())
-    dcp.load(dict(tensors), storage_reader=SafeReader(path), no_dist=ranks.world == 1)
+    reader = SafeReader(path)
+    _check_shapes(path, reader.read_metadata(), tensors["model"])
+    with quiet():
+        dcp.load(dict(tensors), storage_reader=reader, no_dist=ranks.world == 1)
     return numbers
+
+
+def _check_shapes(path: Path, stored: Metadata, model: Mapping[str, torch.Tensor]) -> None:
+    shapes = {name: tuple(meta.size) for name, meta in stored.state_dict_metadata.items() if isinstance(meta, TensorStorageMetadata)}
+    for name, tensor in model.items():
+        there = shapes.get(f"model.{name}")
+        if there != tuple(tensor.shape):
+            raise ConfigError(f"{path} holds another model: {name} is {there or 'absent'} there and {tuple(tensor.shape)} here")

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
 from .errors import ConfigError
-from .explain import Layer, check_key, from_validation, nearest
+from .explain import Layer, check_key, fields_of, from_validation, nearest
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs"
@@ -43,6 +43,14 @@ class Entry:
 
 def compose(entry: Entry, argv: Sequence[str]) -> Any:
     """Typed, frozen, resolved config of a command line (without program name). Raises ConfigError; touches no file."""
+    node, overrides = compose_node(entry, argv)
+    if has_grid(entry, node):
+        raise ConfigError(f"{grid_file(entry, overrides)}: a grid is several runs: start them with python -m src.nanollama.launcher")
+    return typed(entry, node, overrides)
+
+
+def compose_node(entry: Entry, argv: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """What Hydra makes of a command line, not yet checked against the dataclasses, and the command line in Hydra's grammar."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -58,7 +66,17 @@ def compose(entry: Entry, argv: Sequence[str]) -> Any:
             node = hydra_compose(entry.name, overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_paragraph(error)) from error
-    return typed(entry, node, overrides)
+    return node, overrides
+
+
+def has_grid(entry: Entry, node: DictConfig) -> bool:
+    """Whether a config holds a ``grid:`` section, which the launcher turns into several runs."""
+    return "grid" in node and "grid" not in fields_of(entry.schema)
+
+
+def grid_file(entry: Entry, overrides: Sequence[str]) -> str:
+    """Name of the file that has a ``grid:`` section, for messages."""
+    return next((name for name, values in _layers(entry, overrides) if "grid" in values), "grid")
 
 
 def typed(entry: Entry, node: DictConfig, overrides: Sequence[str] = ()) -> Any:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import secrets
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from .compose import ROOT, Entry, as_dict
 from .errors import ConfigError
 
 STATUSES = ("ok", "nan", "oom", "invalid", "timeout", "killed", "error", "interrupted", "requeue")
+SNAPSHOT = ".snapshot.json"  # in the root of a code snapshot: where it came from
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "numba", "botorch", "gpytorch", "optuna", "tensorboard", "wandb")
 
 
@@ -44,11 +46,16 @@ def read_result(run_dir: Path | str) -> dict[str, Any] | None:
         return None
 
 
+def slug(name: str) -> str:
+    """``name`` as part of a file name: letters, digits, dots, dashes; never a path of its own."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+
+
 def new_folder(name: str, root: Path | None = None) -> Path:
     """Make ``runs/<name>-<date>-<time>-<4 hex>``; unique also when many start within a second."""
     root = root or Path("runs")
     while True:
-        path = root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        path = root / f"{slug(name)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         try:
             path.mkdir(parents=True)
             return path
@@ -101,15 +108,38 @@ def open_folder(entry: Entry, cfg: Any, argv: Sequence[str]) -> RunFolder:
     known = path / "config.yaml"
     resumed = known.is_file()
     if resumed:
-        _check_same(entry, path, asked)
+        try:
+            check_same(entry, path, known, asked)
+        except ConfigError:
+            lock.close()
+            raise
     known.write_text(yaml.safe_dump({**asked, "run_dir": None}, sort_keys=False))
     write_json(path / "env.json", environment(argv))
     (path / "result.json").unlink(missing_ok=True)
     return RunFolder(path, resumed, _lock=lock)
 
 
-def _check_same(entry: Entry, path: Path, asked: Mapping[str, Any]) -> None:
-    before = _flat(yaml.safe_load((path / "config.yaml").read_text()) or {})
+def is_locked(path: Path) -> bool:
+    """Whether a process is running in the folder ``path``."""
+    try:
+        with (path / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def wait_unlocked(path: Path) -> None:
+    """Return when no process is running in the folder ``path`` any more."""
+    with (path / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+
+
+def check_same(entry: Entry, path: Path, known: Path, asked: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless the config ``known`` of the run folder ``path`` is like ``asked`` in all that a resumed run must keep."""
+    before = _flat(yaml.safe_load(known.read_text()) or {})
     now = _flat(asked)
     volatile = ("run_dir", "name", "cluster", *entry.volatile)
     differ = [
@@ -155,7 +185,9 @@ def environment(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the code and whether tracked files differ from it; None outside a git checkout."""
+    """Commit of the code and whether tracked files differ from it; None outside a git checkout. A snapshot remembers its origin."""
+    if (ROOT / SNAPSHOT).is_file():
+        return json.loads((ROOT / SNAPSHOT).read_text())
 
     def git(*args: str) -> str | None:
         try:

@@ -124,21 +124,36 @@ class MetricsConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
+def _text_time(value: Any) -> Any:
+    """YAML reads an unquoted 24:00:00 as the number 86400."""
+    if isinstance(value, int):
+        raise ValueError("write the time in quotes, as '24:00:00' or '2-00:00:00'")
+    return value
+
+
+Word = Annotated[str, Field(pattern=r"^[^\s'\"\\`$;#]+$")]  # no blanks or quotes: goes into a line of a batch script
+Memory = Annotated[str, Field(pattern=r"^\d+[KMGT]?$")]
+WallTime = Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d+){0,2}$"), BeforeValidator(_text_time)]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+
+
 @config
 class ClusterConfig:
-    """Read by the launcher, ignored by the training itself."""
+    """Where and how the launcher starts a run; the run itself does not read it."""
 
     script: str | None = None  # module to run, e.g. src.apps.gssm.train
     launcher: Literal["bash", "sbatch"] | None = None  # None: sbatch where Slurm answers, else bash
     torchrun: bool = False
-    nproc: Positive = 1  # processes per node under torchrun
+    nproc: Positive | None = None  # processes per node under torchrun; None: one per GPU, or 1 without any
     nodes: Positive = 1
     cpus: Positive = 2  # per process
     gpus: Count = 0  # per node
-    mem: str | None = None  # e.g. 16G
-    time: str = "24:00:00"
-    partition: str | None = None
-    account: str | None = None
-    constraint: str | None = None
+    mem: Memory | None = None  # per node, e.g. 16G
+    time: WallTime = "24:00:00"
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
     signal_delay: Positive = 120  # seconds between the warning signal and the end
-    env: dict[str, str] = field(default_factory=dict)
+    slots: Positive | None = None  # tasks of a grid that run at once; None: all on Slurm, as many as fit on this machine with bash
+    env: dict[VariableName, str] = field(default_factory=dict)

@@ -46,17 +46,19 @@ def sequence_losses(model: nn.Module, tokens: np.ndarray, batch: int, ranks: Ran
     return ranks.sum(losses).cpu().numpy()
 
 
-def evaluate(
-    model: nn.Module, splits: Mapping[str, HeldOut], batch: int, ranks: Ranks, precision_name: str
-) -> dict[str, dict[str, Any]]:
-    """Split -> loss, its standard error over sequences and, where the floor is known, ``bayes_loss`` and ``excess_loss`` on the same sequences."""
+def evaluate(model: nn.Module, splits: Mapping[str, HeldOut], batch: int, ranks: Ranks, precision_name: str) -> dict[str, dict[str, Any]]:
+    """Split -> loss and its standard error over sequences; with a floor also ``bayes_loss`` and ``excess_loss`` on the same sequences."""
     records = {}
     for split, held_out in splits.items():
         losses = sequence_losses(model, held_out.tokens, batch, ranks, precision_name)
         record = {"loss": float(losses.mean()), "loss_se": standard_error(losses)}
         if held_out.floor is not None:
             excess = losses - held_out.floor  # paired: the luck of the draw cancels
-            record |= {"bayes_loss": float(held_out.floor.mean()), "excess_loss": float(excess.mean()), "excess_loss_se": standard_error(excess)}
+            record |= {
+                "bayes_loss": float(held_out.floor.mean()),
+                "excess_loss": float(excess.mean()),
+                "excess_loss_se": standard_error(excess),
+            }
         if held_out.bytes_per_token:
             record["bits_per_byte"] = record["loss"] / math.log(2) / held_out.bytes_per_token
         records[split] = record

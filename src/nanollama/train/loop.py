@@ -70,14 +70,14 @@ class Loop:
         self, cfg: Training, run: RunFolder, source: DataSource, held_out: Mapping[str, HeldOut], floor: Floor | None, here: Ranks
     ) -> None:
         self.cfg, self.run, self.source, self.held_out, self.floor, self.ranks = cfg, run, source, held_out, floor, here
-        model = Transformer(cfg.model)
-        model.init_weights(cfg.train.seed)
-        self.model = here.wrap(model.to(here.device))
+        self.bare = Transformer(cfg.model).to(here.device)
+        self.bare.init_weights(cfg.train.seed)
+        self.model = here.wrap(self.bare)
         self.state = TrainState(self.model, adamw(self.model, cfg.optim))
         self.state.loss_sum = self.state.loss_sum.to(here.device)
         self.step = Step(self.model, self.state.optimizer, cfg.train, cfg.optim, here.device)
         self.store = Store(run.path, here, cfg.checkpoint.keep)
-        self.flops_per_token = flops.train_flops_per_token(cfg.model, cfg.data.seq_len)
+        self.flops_per_token = flops.train_flops_per_token(self.bare.cfg, cfg.data.seq_len)
         self.peak = flops.device_peak(torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else "cpu", cfg.train.precision)
         self.best: dict[str, float] = {}
         self.added_tokens = 0  # by this run; a continued one does not count its parent's
@@ -87,15 +87,16 @@ class Loop:
 
     def restore(self) -> None:
         """Take up this folder's newest checkpoint, or the one that ``checkpoint.init_from`` names; open the sinks at that step."""
-        tensors = self.state.tensors()
-        numbers = self.store.load_newest(tensors)
-        if numbers is not None:
+        numbers: dict[str, Any] | None = None
+        if numbered(self.store.folder):
+            tensors = self.state.tensors()  # asked for only here: it gives the optimiser a state, which a fresh run must not have
+            numbers = self.store.load_newest(tensors)
             self._check_continuable(numbers, self.cfg.optim, str(self.store.folder))
         elif self.cfg.checkpoint.init_from:
             path = Path(self.cfg.checkpoint.init_from)
-            numbers = load(path, tensors, self.ranks)
+            tensors = self.state.tensors()
+            numbers = {**load(path, tensors, self.ranks), "added_tokens": 0}
             self._check_continuable(numbers, parent_optim(path) or self.cfg.optim, str(path))
-            numbers["added_tokens"] = 0
         if numbers is not None:
             self.state.restore(tensors, numbers)
             self.best = dict(numbers.get("best", {}))
@@ -118,7 +119,8 @@ class Loop:
     def run_to_the_end(self, stop: StopFlag) -> dict[str, Any]:
         """All remaining steps, then the final evaluation and checkpoint."""
         cfg = self.cfg
-        bar = tqdm(total=cfg.train.steps, initial=self.state.step, desc=self.run.path.name, unit="step", disable=None if self.ranks.rank == 0 else True)
+        quiet = None if self.ranks.rank == 0 else True  # None: only where standard error is no terminal
+        bar = tqdm(total=cfg.train.steps, initial=self.state.step, desc=self.run.path.name, unit="step", disable=quiet)
         self._start_interval()
         stream = batches(self.source, "train", cfg.data.batch_size, self.state.step, self.ranks.rank, self.ranks.world)
         with bar, Prefetch(islice(stream, cfg.train.steps - self.state.step)) as prefetched:
@@ -155,17 +157,18 @@ class Loop:
         loss = float(self.ranks.sum(self.state.loss_sum)) / self.state.loss_count / self.ranks.world
         seconds = time.perf_counter() - self._interval[0]
         speed = (self.state.tokens - self._interval[1]) / seconds
-        record = {"step": self.state.step, "tokens": self.state.tokens, "split": "train", "loss": loss}
+        grad_norm = float(norm)
+        record: dict[str, Any] = {"step": self.state.step, "tokens": self.state.tokens, "split": "train", "loss": loss}
         if self.floor:
             record |= {"bayes_loss": self.floor.mean, "bayes_loss_se": self.floor.se, "excess_loss": loss - self.floor.mean}
-        record |= {"grad_norm": float(norm), "lr": lr, "tokens_per_s": speed}
+        record |= {"grad_norm": grad_norm, "lr": lr, "tokens_per_s": speed}
         record |= flops.utilisation(self.flops_per_token, speed, self.peak, self.ranks.world)
         self.sinks.write(record)
         self.state.loss_sum.zero_()
         self.state.loss_count = 0
         self.run.summary.update(steps=self.state.step, tokens=self.state.tokens, train_loss=loss)
-        if not math.isfinite(loss) or not math.isfinite(record["grad_norm"]):
-            raise RunFailed(f"loss {loss}, gradient norm {record['grad_norm']} at step {self.state.step}", status="nan")
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            raise RunFailed(f"loss {loss}, gradient norm {grad_norm} at step {self.state.step}", status="nan")
         self._start_interval()
         shown = {"loss": f"{loss:.4f}", "tok/s": f"{speed:,.0f}"}
         return shown | ({"excess": f"{record['excess_loss']:.4f}"} if self.floor else {})
@@ -176,7 +179,8 @@ class Loop:
         if step == cfg.train.steps:
             return
         began = time.perf_counter()
-        if (cfg.checkpoint.period and step % cfg.checkpoint.period == 0) or (cfg.optim.schedule == "wsd" and step == decay_start(cfg.optim, cfg.train.steps)):
+        before_decay = cfg.optim.schedule == "wsd" and step == decay_start(cfg.optim, cfg.train.steps)
+        if before_decay or (cfg.checkpoint.period and step % cfg.checkpoint.period == 0):
             self._save()
         if cfg.eval.period and step % cfg.eval.period == 0:
             self._evaluate()
@@ -184,7 +188,7 @@ class Loop:
 
     def _evaluate(self) -> dict[str, dict[str, Any]]:
         batch = max(1, self.cfg.train.micro_batch or 1)
-        records = evaluate(self.model, self.held_out, batch, self.ranks, self.cfg.train.precision)
+        records = evaluate(self.bare, self.held_out, batch, self.ranks, self.cfg.train.precision)
         for split, record in records.items():
             self.sinks.write({"step": self.state.step, "tokens": self.state.tokens, "split": split, **record})
             self.best[split] = min(record["loss"], self.best.get(split, math.inf))
@@ -202,7 +206,8 @@ class Loop:
         kind = self.ranks.max(stop.kind)
         if kind and self.state.step < self.cfg.train.steps:
             self._save()
-            text = f"saved step {self.state.step} of {self.cfg.train.steps} in {self.run.path}; the same command with run_dir={self.run.path} continues"
+            where = self.run.path
+            text = f"saved step {self.state.step} of {self.cfg.train.steps} in {where}; the same command with run_dir={where} continues"
             raise Interrupted(text) if kind == 1 else Requeue(text)
 
     # --- ending -----------------------------------------------------------------------------------------------------------------
@@ -213,7 +218,9 @@ class Loop:
         main = final.get("valid", {})
         return {
             **self.run.summary,
-            **{key: main[key] for key in ("loss", "loss_se", "bayes_loss", "excess_loss", "excess_loss_se", "bits_per_byte") if key in main},
+            **{
+                key: main[key] for key in ("loss", "loss_se", "bayes_loss", "excess_loss", "excess_loss_se", "bits_per_byte") if key in main
+            },
             "final": final,
             "best": self.best,
             "steps": self.state.step,

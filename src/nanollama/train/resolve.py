@@ -40,8 +40,6 @@ def resolve_training(cfg: Any, vocab_size: int, vocab_source: str) -> Any:
             f"model.vocab_size = {cfg.model.vocab_size} contradicts {vocab_source}, which has {vocab_size} tokens; "
             "leave model.vocab_size out: it is derived from the data"
         )
-    if cfg.optim.warmup > cfg.train.steps:
-        raise ConfigError(f"optim.warmup = {cfg.optim.warmup} is longer than train.steps = {cfg.train.steps}")
     model = sizing.resolve(replace(cfg.model, vocab_size=vocab_size))
     return replace(cfg, model=model, train=replace(cfg.train, micro_batch=_micro_batch(cfg.data.batch_size, cfg.train.micro_batch)))
 

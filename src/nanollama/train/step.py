@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..config.schema import OptimConfig, TrainConfig
 from .schedule import lr_ratio
@@ -20,7 +21,9 @@ def precision(name: str, device: torch.device) -> torch.autocast | nullcontext:
 class Step:
     """Forward and backward over the micro-batches of one rank's share, clip, update. Nothing here waits for the device."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, train: TrainConfig, optim: OptimConfig, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, train: TrainConfig, optim: OptimConfig, device: torch.device
+    ) -> None:
         self.wrapped = torch.compile(model) if train.mode == "compile" else model
         self.model = model
         self.optimizer = optimizer
@@ -40,7 +43,7 @@ class Step:
         total = torch.zeros((), device=self.device)
         for i, micro in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
-            with nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync():  # one all-reduce a step
+            with nullcontext() if last else self._no_sync():
                 loss = self.loss(micro) / len(micro_batches)
                 loss.backward()
             total += loss.detach()
@@ -48,6 +51,10 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total, norm, lr
+
+    def _no_sync(self) -> AbstractContextManager:
+        """Keep gradients local until the last micro-batch: one all-reduce a step."""
+        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean cross-entropy of predicting ``tokens[:, 1:]`` from what precedes each, nats per token."""

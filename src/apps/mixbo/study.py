@@ -1,0 +1,144 @@
+"""The trials of a sweep as an Optuna study, so that optuna-dashboard and every Optuna plot work on them.
+
+Optuna only stores here: suggestions come from our strategies, and one controller is the only writer. A trial's mixture is the
+parameters ``w.<domain>``, its fidelity ``model_size`` and ``steps``; the learning curve is stored as intermediate values (the
+objective) and, whole, in the user attribute ``curve``.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src.nanollama.config import ConfigError
+
+from .problem import Problem
+from .records import Record, Suggestion
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+Curve = tuple[tuple[int, tuple[float, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial came to: ``status`` as in ``result.json``, its own learning curve, and the FLOPs it added."""
+
+    status: str
+    curve: Curve = ()
+    flops: float = 0.0
+    message: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok" and bool(self.curve)
+
+
+class Study:
+    """One sweep's trials. ``identity`` says what is searched; a store that holds something else under this name is refused."""
+
+    def __init__(self, name: str, storage: str, problem: Problem, identity: str) -> None:
+        import optuna
+        from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        self.problem = problem
+        try:
+            self._study = optuna.create_study(
+                study_name=name, storage=storage, load_if_exists=True, direction="maximize" if problem.metric.maximise else "minimize"
+            )
+            stored = self._study.user_attrs.get("identity")
+            if stored is None:
+                self._study.set_user_attr("identity", identity)
+        except (SQLAlchemyError, ArgumentError, optuna.exceptions.StorageInternalError, ImportError) as error:
+            raise ConfigError(f"storage={storage}: cannot be used: {_first_line(error)}") from error
+        if stored not in (None, identity):
+            raise ConfigError(f"storage={storage} holds a study {name!r} of another space, objective or strategy; take another name or storage")
+
+    @staticmethod
+    def sqlite(folder: Path) -> str:
+        """URL of the store inside a sweep's folder."""
+        return f"sqlite:///{folder.resolve() / 'study.db'}"
+
+    def records(self) -> tuple[Record, ...]:
+        """Every trial, in order of its number."""
+        return tuple(self._record(trial) for trial in self._trials())
+
+    def add(self, suggestion: Suggestion) -> int:
+        """Store a suggestion as a running trial, atomically; returns its number. Nothing may start before this returns."""
+        from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+        from optuna.trial import TrialState, create_trial
+
+        domains, fidelities = self.problem.space.domains, self.problem.fidelities
+        params: dict[str, Any] = {f"w.{d}": float(w) for d, w in zip(domains, suggestion.weights, strict=True)}
+        space: dict[str, BaseDistribution] = {key: FloatDistribution(0.0, 1.0) for key in params}
+        params |= {"model_size": suggestion.model_size, "steps": suggestion.steps}
+        space |= {"model_size": CategoricalDistribution(fidelities.sizes), "steps": CategoricalDistribution(fidelities.steps)}
+        why = {k: v for k, v in asdict(suggestion).items() if k not in ("weights", "model_size", "steps")}
+        self._study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=space, user_attrs=why))
+        return self._trials()[-1].number
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Book how a running trial ended."""
+        import optuna
+        from optuna.trial import Trial, TrialState
+
+        trial = Trial(self._study, self._trials()[number]._trial_id)
+        trial.set_user_attr("status", outcome.status)
+        trial.set_user_attr("charged_flops", outcome.flops)
+        trial.set_user_attr("curve", [[step, list(values)] for step, values in outcome.curve])
+        if outcome.message:
+            trial.set_user_attr("message", outcome.message[:2000])
+        objective = [(step, self._own_units(values)) for step, values in outcome.curve]
+        for step, value in objective:
+            trial.report(value, step)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if outcome.ok:
+                self._study.tell(number, objective[-1][1])
+            else:
+                self._study.tell(number, state=TrialState.FAIL)
+
+    def details(self) -> list[dict[str, Any]]:
+        """One flat dictionary a trial, for tables: parameters, status, value, why it was asked for."""
+        rows = []
+        for trial in self._trials():
+            attrs = {k: v for k, v in trial.user_attrs.items() if k != "curve"}
+            value = trial.value if trial.state.name == "COMPLETE" else None
+            row = {"trial": trial.number, "status": attrs.pop("status", "running"), "value": value, **trial.params, **attrs}
+            row["started"] = trial.datetime_start and trial.datetime_start.isoformat(timespec="seconds")
+            row["ended"] = trial.datetime_complete and trial.datetime_complete.isoformat(timespec="seconds")
+            rows.append(row)
+        return rows
+
+    def _own_units(self, values: tuple[float, ...]) -> float:
+        metric = self.problem.metric
+        return float(metric.own_units(float(metric.objective(values))))
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    def _record(self, trial: FrozenTrial) -> Record:
+        attrs = trial.user_attrs
+        weights = tuple(trial.params[f"w.{domain}"] for domain in self.problem.space.domains)
+        status = {"RUNNING": "running", "WAITING": "running", "COMPLETE": "ok"}.get(trial.state.name, "failed")
+        return Record(
+            number=trial.number,
+            weights=weights,
+            model_size=trial.params["model_size"],
+            steps=trial.params["steps"],
+            status=status,  # type: ignore[arg-type]
+            curve=tuple((int(step), tuple(values)) for step, values in attrs.get("curve", ())),
+            flops=attrs.get("charged_flops", attrs.get("flops", 0.0)),
+            parent=attrs.get("continues"),
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__cause__ or error.__context__ or error
+    return (str(cause).splitlines() or [type(cause).__name__])[0]
