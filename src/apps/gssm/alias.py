@@ -1,0 +1,97 @@
+"""The sampler's form of the kernels: packed alias tables, and flat arrays that say how each node finds its row.
+
+An alias table (Walker 1977, built as in Vose 1991) draws from K outcomes with one load: outcome c stands alone with some probability
+and shares its slot with one other outcome. Both fit in 32 bits: the alias in the low b = ceil(log2 K) bits, the threshold above. A
+32-bit random word r gives the slot c = floor(r K / 2^32), and the fraction left over is compared with the threshold. Everything is
+integer arithmetic, so two implementations agree bit for bit; each probability is off by at most 2^-32 from the float64 table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .kernels import Kernels
+
+GROUP = 4  # inputs are read four at a time; shorter lists are padded with a zero stride
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one time step runs, node by node, on an array of *slots*: each node's state, then each observed node's previous state.
+
+    The entry that node i reads is ``table[base[i] + sequence * per_sequence[i] + sum_k stride[k] slots[source[k]] + c]``, with k in
+    ``first_input[i]:first_input[i + 1]`` and c the slot of its random word; ``per_sequence`` is non-zero for context nodes only.
+    """
+
+    table: NDArray[np.uint32]
+    base: NDArray[np.uint32]
+    per_sequence: NDArray[np.uint32]
+    dims: NDArray[np.uint32]
+    bits: NDArray[np.uint32]
+    first_input: NDArray[np.int64]
+    source: NDArray[np.int64]
+    stride: NDArray[np.uint32]
+    nb_latents: int
+    nb_previous: int  # observed nodes whose previous state is kept apart, because an observed node reads it
+    context: tuple[int, ...]  # nodes whose tables are drawn per sequence
+
+    @property
+    def nb_nodes(self) -> int:
+        return len(self.dims)
+
+
+def packed_table(probabilities: NDArray[np.float64]) -> NDArray[np.uint32]:
+    """Alias entries of each row (last axis) of a probability table, same shape."""
+    from .sampler_native import build_alias
+
+    dim = probabilities.shape[-1]
+    rows = np.ascontiguousarray(probabilities).reshape(-1, dim)
+    packed = np.empty(rows.shape, np.uint32)
+    build_alias(rows, alias_bits(dim), packed)
+    return packed.reshape(probabilities.shape)
+
+
+def alias_bits(dim: int) -> int:
+    """Low bits of an entry that hold the alias."""
+    return (dim - 1).bit_length()
+
+
+def layout(kernels: Kernels) -> Layout:
+    """Flatten ``kernels`` for the sampler. Context tables follow the shared ones, one block per sequence (see ``Sampler``)."""
+    graph = kernels.graph
+    nb_latents, nb_observed = len(graph.latents), len(graph.observed)
+    context = tuple(i for i, node in enumerate(graph.nodes) if node.mode == "context")
+    shared = [packed_table(t).ravel() for i, t in enumerate(kernels.tables) if i not in context]
+    base, per_sequence = np.zeros(len(graph.nodes), np.uint32), np.zeros(len(graph.nodes), np.uint32)
+    offset = 0
+    for i in [i for i in range(len(graph.nodes)) if i not in context] + list(context):  # context blocks start where the shared end
+        base[i] = offset
+        offset += kernels.tables[i].size
+    block = sum(kernels.tables[i].size for i in context)
+    per_sequence[list(context)] = block
+    first_input, source, stride = [0], [], []
+    for i, node in enumerate(graph.nodes):
+        for edge, step in zip(node.inputs, graph.input_strides(i), strict=True):
+            kept_apart = node.observed and edge.lag == 1
+            source.append(edge.node + nb_observed if kept_apart else edge.node)
+            stride.append(step)
+        padding = max(-len(node.inputs) % GROUP, 0 if node.inputs else GROUP)
+        source += [0] * padding
+        stride += [0] * padding
+        first_input.append(len(source))
+    return Layout(
+        table=np.concatenate(shared) if shared else np.empty(0, np.uint32),
+        base=base,
+        per_sequence=per_sequence,
+        dims=np.array([node.state_dim for node in graph.nodes], np.uint32),
+        bits=np.array([alias_bits(node.state_dim) for node in graph.nodes], np.uint32),
+        first_input=np.array(first_input, np.int64),
+        source=np.array(source, np.int64),
+        stride=np.array(stride, np.uint32),
+        nb_latents=nb_latents,
+        nb_previous=nb_observed if any(edge.lag for node in graph.observed for edge in node.inputs) else 0,
+        context=context,
+    )
