@@ -6,6 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import cpu
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What autocast would make of ``x`` in a matrix product."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
 
 class Linear(nn.Linear):
     """A bias-free linear map whose weight is left to ``Transformer.init_weights``, without drawing from the global generator."""
@@ -26,6 +34,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():  # torch has no fused kernel for it on CPUs
+            return cpu.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..config.schema import ModelConfig
 from . import rope
 from .attention import Attention, Positions
-from .layers import Linear, RMSNorm, SwiGLU
+from .layers import Linear, RMSNorm, SwiGLU, compute_dtype
 from .sizing import required, resolve
 
 
@@ -85,8 +85,7 @@ class Transformer(nn.Module):
             (B, T, vocab_size) logits of the next token.
         """
         x = self.embed(tokens)
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        cos, sin = rope.rotation(torch.arange(tokens.shape[1], device=x.device), self.inv_freq, dtype)
+        cos, sin = rope.rotation(torch.arange(tokens.shape[1], device=x.device), self.inv_freq, compute_dtype(x))
         at = Positions(cos, sin)
         for layer in self.layers:
             x = layer(x, at)
