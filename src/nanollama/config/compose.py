@@ -32,6 +32,7 @@ class Entry:
     ``name``: its primary config ``configs/<name>.yaml`` and the stem of its run folders. ``resolve``: pure function from the
     checked config to the complete one (derived values, contradictions). ``experiments``: folder, from the project's root, whose
     YAML files are the options of the group ``experiment``. ``volatile``: dotted keys that may change when a run is resumed.
+    ``domains``: names of the domains that the key ``data.weights`` of a resolved config mixes, for commands that have it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Entry:
     resolve: Callable[[Any], Any] = _identity
     experiments: str | None = None
     volatile: tuple[str, ...] = ()
+    domains: Callable[[Any], tuple[str, ...]] | None = None
 
 
 def compose(entry: Entry, argv: Sequence[str]) -> Any:

@@ -100,11 +100,9 @@ def open_folder(entry: Entry, cfg: Any, argv: Sequence[str]) -> RunFolder:
         lock = (path / ".lock").open("a")
     except OSError as error:
         raise ConfigError(f"run_dir={path}: cannot write there: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _lock(lock):
         lock.close()
-        raise ConfigError(f"run_dir={path}: another process is running in this folder; wait for it or take another run_dir") from None
+        raise ConfigError(f"run_dir={path}: another process is running in this folder; wait for it or take another run_dir")
     known = path / "config.yaml"
     resumed = known.is_file()
     if resumed:
@@ -117,6 +115,16 @@ def open_folder(entry: Entry, cfg: Any, argv: Sequence[str]) -> RunFolder:
     write_json(path / "env.json", environment(argv))
     (path / "result.json").unlink(missing_ok=True)
     return RunFolder(path, resumed, _lock=lock)
+
+
+def _lock(file: IO[str]) -> bool:
+    for _ in range(10):  # who asks ``is_locked`` holds it for an instant
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)
+    return False
 
 
 def is_locked(path: Path) -> bool:

@@ -1,0 +1,164 @@
+"""What one launch writes down, in a folder of its own below the run's (or the grid's): ``RUN/launch/<k>/``.
+
+``run.sh``, the config that it starts from (``config.yaml``, or ``tasks/<n>.yaml`` of a grid), ``code/`` (the snapshot), ``git.diff``,
+``launch.json`` (the exact command, where and when, environment, and the process or job that runs it). A later launch in the same run
+folder gets the next number and never touches an earlier one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config import ConfigError, write_json
+from ..config.compose import as_dict
+from ..config.folder import environment
+from . import script, snapshot
+from .plan import Plan
+
+# Of the environment only what steers a run; never the rest, which may hold secrets.
+VARIABLES = re.compile(r"(OMP|MKL|NUMBA|CUDA|NCCL|GLOO|TORCH|PYTHON|SLURM|SBATCH|HF_HOME|LD_LIBRARY_PATH|WANDB_MODE|WANDB_PROJECT)")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch folder: ``record`` is its ``launch.json``."""
+
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder, or the grid's."""
+        return self.path.parent.parent
+
+    @property
+    def script(self) -> Path:
+        return self.path / "run.sh"
+
+    def note(self, **values: Any) -> None:
+        """Add to ``launch.json``."""
+        self.record.update(values)
+        write_json(self.path / "launch.json", self.record)
+
+
+def last(run_dir: Path) -> Launch | None:
+    """The newest launch in a folder."""
+    numbers = sorted((int(p.name) for p in (run_dir / "launch").glob("*") if p.name.isdigit()), reverse=True)
+    for number in numbers:
+        path = run_dir / "launch" / str(number)
+        if (path / "launch.json").is_file():
+            return Launch(path, json.loads((path / "launch.json").read_text()))
+    return None
+
+
+@contextmanager
+def prepare(plan: Plan, run_dir: Path, numbers: Sequence[int], launcher: str, why: str) -> Iterator[Launch]:
+    """Write everything that a launch needs; if that or its submission fails, leave the folder as it was found.
+
+    ``numbers``: of ``plan.tasks``, those to start now. Raises ConfigError when the folder cannot be written.
+    """
+    found = run_dir.exists()
+    path: Path | None = None
+    try:
+        path = _next(run_dir)
+        yield _write(plan, run_dir, path, numbers, launcher, why)
+    except BaseException as error:
+        if path:
+            for name in (path / "previous").glob("*.json"):
+                os.replace(name, _task_dir(plan, run_dir, int(name.stem)) / "result.json")
+            shutil.rmtree(path, ignore_errors=True)
+        if not found:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ConfigError(f"run_dir={run_dir}: cannot write there: {error.strerror}; give another place with run_dir=PATH") from error
+        raise
+
+
+def _next(run_dir: Path) -> Path:
+    parent = run_dir / "launch"
+    parent.mkdir(parents=True, exist_ok=True)
+    (run_dir / "logs").mkdir(exist_ok=True)
+    (parent / ".gitignore").write_text("*\n")  # so that a run folder inside the project never gets into a snapshot
+    while True:
+        path = parent / str(max((int(p.name) for p in parent.glob("*") if p.name.isdigit()), default=-1) + 1)
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            continue
+
+
+def _write(plan: Plan, run_dir: Path, path: Path, numbers: Sequence[int], launcher: str, why: str) -> Launch:
+    left_out = snapshot.take(path / "code")
+    module = sys.modules[plan.script].__file__
+    snapshot.check_contains(path / "code", plan.script, Path(module or ""))
+    diff = snapshot.diff()
+    if diff:
+        (path / "git.diff").write_bytes(diff)
+    for number in numbers:
+        target = path / "tasks" / f"{number}.yaml" if plan.is_grid else path / "config.yaml"
+        target.parent.mkdir(exist_ok=True)
+        task_dir = _task_dir(plan, run_dir, number)
+        target.write_text(to_yaml({**plan.tasks[number].config, "run_dir": str(task_dir)}))
+        if (task_dir / "result.json").exists():  # of an earlier launch: status must not take it for this one's
+            (path / "previous").mkdir(exist_ok=True)
+            os.replace(task_dir / "result.json", path / "previous" / f"{number}.json")
+        (task_dir / ".cancelled").unlink(missing_ok=True)
+    (run_dir / ".cancelled").unlink(missing_ok=True)
+    tasks = tuple(numbers) if plan.is_grid else None
+    spec = script.Script(plan.script, plan.cluster, run_dir, path, Path.cwd(), plan.name, tasks)
+    (path / "run.sh").write_text(script.text(spec, batch=launcher == "sbatch"))
+    launch = Launch(path, {})
+    launch.note(
+        command=[sys.executable, "-m", "src.nanollama.launcher", *plan.argv],
+        launcher=launcher,
+        why=why,
+        module=plan.script,
+        cluster=as_dict(plan.cluster),
+        tasks={str(n): plan.tasks[n].label for n in range(len(plan.tasks))} if plan.is_grid else None,
+        started=list(numbers),
+        left_out_of_snapshot=left_out,
+        variables={key: value for key, value in sorted(os.environ.items()) if VARIABLES.match(key)},
+        **{key: value for key, value in environment(plan.argv).items() if key not in ("argv", "pid")},
+    )
+    return launch
+
+
+def _task_dir(plan: Plan, run_dir: Path, number: int) -> Path:
+    return run_dir / str(number) if plan.is_grid else run_dir
+
+
+def to_yaml(config: Mapping[str, Any]) -> str:
+    """YAML that composes to exactly ``config``: every text quoted (1e-3 would come back as a number), no ``${}`` interpreted."""
+    return yaml.dump(_escaped(config), Dumper=_Dumper, sort_keys=False, width=10_000)
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_escaped(inner) for inner in value]
+    return _Text(re.sub(r"(\\*)\$\{", r"\1\1\\${", value)) if isinstance(value, str) else value
+
+
+class _Text(str):
+    pass
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(_Text, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))

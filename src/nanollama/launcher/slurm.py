@@ -1,0 +1,60 @@
+"""The few questions that the launcher asks Slurm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from ..config import ConfigError
+
+
+def _ask(*command: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+    # A job that submits jobs must not hand its own allocation on to them.
+    env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
+
+
+def answers() -> tuple[bool, str]:
+    """Whether Slurm can be used from here, and how that is known."""
+    if shutil.which("sbatch") is None:
+        return False, "sbatch is not installed here"
+    try:
+        out = _ask("sinfo", "--noheader", "--format=%P", timeout=5)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return False, f"sinfo does not answer ({type(error).__name__})"
+    if out.returncode:
+        return False, f"Slurm does not answer: {out.stderr.strip().splitlines()[-1] if out.stderr.strip() else 'sinfo failed'}"
+    return True, f"Slurm answers, partitions {', '.join(out.stdout.split())}"
+
+
+def submit(script: Path) -> str:
+    """Queue a batch script; returns the job's id. ConfigError with Slurm's own words if it refuses."""
+    out = _ask("sbatch", "--parsable", str(script))
+    if out.returncode:
+        raise ConfigError(f"sbatch refused the job: {' '.join(out.stderr.split())}")
+    return out.stdout.strip().partition(";")[0]
+
+
+def states(job_id: str) -> dict[int | None, str]:
+    """Array index (None for a plain job) -> state, such as PENDING or RUNNING, of what is still in the queue.
+
+    Raises ConfigError if Slurm cannot be asked.
+    """
+    try:
+        out = _ask("squeue", "--noheader", "--array", f"--jobs={job_id}", "--format=%K %T")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"cannot ask Slurm about job {job_id}: {error}") from error
+    if out.returncode and "Invalid job id" not in out.stderr:
+        raise ConfigError(f"cannot ask Slurm about job {job_id}: {' '.join(out.stderr.split())}")
+    rows = [line.split(maxsplit=1) for line in out.stdout.splitlines()]
+    return {int(index) if index.isdigit() else None: state for index, state in rows}
+
+
+def cancel(job_id: str, task: int | None = None, signal: str | None = None) -> None:
+    """Cancel a job or one element of its array; with ``signal``, only tell its processes."""
+    name = job_id if task is None else f"{job_id}_{task}"
+    out = _ask("scancel", *([f"--signal={signal}"] if signal else []), name)
+    if out.returncode:
+        raise ConfigError(f"scancel {name}: {' '.join(out.stderr.split())}")

@@ -1,0 +1,69 @@
+"""A copy of the code that a run starts from, so that editing on does not change a run that waits in a queue."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from ..config import ConfigError, write_json
+from ..config.compose import ROOT
+from ..config.folder import SNAPSHOT, git_state
+
+WITHOUT_GIT = ("src", "configs", "hydra_plugins", "pyproject.toml", "requirements.lock")
+LARGEST_NEW_FILE = 10_000_000  # bytes; a bigger file that git does not track is data, not code
+
+
+def take(code: Path) -> list[str]:
+    """Copy the project to ``code``: files that git tracks and new ones that it does not ignore; without git, the source folders.
+
+    Returns the new files left out for their size. Raises OSError when the disk is full.
+    """
+    files, left_out = project_files()
+    code.mkdir(parents=True)
+    for name in files:
+        target = code / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target, follow_symlinks=False)
+    write_json(code / SNAPSHOT, git_state())
+    return left_out
+
+
+def project_files() -> tuple[list[str], list[str]]:
+    """Paths from the project's root: those to copy, and the new ones that are too large."""
+    tracked, new = _git_files("--cached"), _git_files("--others", "--exclude-standard")
+    if tracked is None or new is None or (ROOT / SNAPSHOT).is_file():
+        return _all_files(), []
+    large = [name for name in new if (ROOT / name).is_file() and (ROOT / name).stat().st_size > LARGEST_NEW_FILE]
+    keep = [name for name in {*tracked, *new}.difference(large) if (ROOT / name).is_symlink() or (ROOT / name).is_file()]
+    return sorted(keep), large
+
+
+def _git_files(*which: str) -> list[str] | None:
+    try:
+        out = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", *which], capture_output=True)
+    except FileNotFoundError:
+        return None
+    return [os.fsdecode(name) for name in out.stdout.split(b"\0") if name] if out.returncode == 0 else None
+
+
+def _all_files() -> list[str]:
+    files = [ROOT / name for name in WITHOUT_GIT if (ROOT / name).is_file()]
+    for name in WITHOUT_GIT:
+        files += [path for path in (ROOT / name).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return sorted(str(path.relative_to(ROOT)) for path in files)
+
+
+def diff() -> bytes:
+    """What tracked files hold beyond the commit, as a patch; empty outside git."""
+    try:
+        return subprocess.run(["git", "-C", str(ROOT), "diff", "--binary", "HEAD"], capture_output=True).stdout
+    except FileNotFoundError:
+        return b""
+
+
+def check_contains(code: Path, script: str, file: Path) -> None:
+    """Raise ConfigError if the module ``script`` lies in the project but not in its snapshot."""
+    if file.is_relative_to(ROOT) and not (code / file.relative_to(ROOT)).is_file():
+        raise ConfigError(f"script={script}: {file} is ignored by git, so the snapshot that runs lacks it; see .gitignore")
