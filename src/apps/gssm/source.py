@@ -1,39 +1,152 @@
-"""GSSM sequences as a data source of the training loop, with their exact floor."""
+"""GSSM sequences as data sources of the training loop, with their exact floor."""
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 
-from src.nanollama.train.evaluate import HeldOut
+from src.nanollama.config import ConfigError
+from src.nanollama.config.ranks import world_size
+from src.nanollama.data.counter import WORDS, random_words
+from src.nanollama.data.source import DataSource, check_split
+from src.nanollama.train.evaluate import HeldOut, standard_error
 from src.nanollama.train.loop import Floor
 
-from . import graph, kernels
+from . import files, graph, kernels
 from .config import GssmConfig
 from .filter import Filter, bayes_loss
 from .sampler import Sampler
 
+log = logging.getLogger("nanollama")
 
-class OnFly:
-    """Infinite data: sequence i of a split is a function of (train.seed, graph_seed, split, i)."""
+FLOOR_SEQUENCES = (8, 256)  # least and most sequences that the floor of the training stream is averaged over
+FLOOR_WORK = 1e10  # multiplications spent on it: some 20 seconds of one core
+SLOW = 1e11  # multiplications of the filter from which on it is worth a word
+
+
+class Law:
+    """The distribution that a config describes: its kernels, a sampler, and the exact filter where there is one."""
 
     def __init__(self, cfg: GssmConfig) -> None:
         self.graph = graph.build(cfg.gssm, cfg.alpha_X, cfg.alpha_Z)
         self.kernels = kernels.draw(self.graph, cfg.graph_seed)
         self.sampler = Sampler(self.kernels, cfg.train.seed)
-        self.filter = Filter(self.kernels)
-        self.vocab_size = self.graph.vocab_size
+        self.filter: Filter | None = None
+        self.floor_kind = "exact filter"  # or why there is none; goes to result.json
+        try:
+            self.filter = Filter(self.kernels, threads=max(1, (os.cpu_count() or 1) // world_size()))
+        except ConfigError as error:
+            self.floor_kind = f"none ({error})"
+            log.warning("losses are reported without a floor: %s", error)
+
+    @property
+    def work(self) -> int:
+        """Multiplications of the filter for one token."""
+        return self.graph.nb_states * max(1, sum(node.state_dim for node in self.graph.latents))
+
+    def losses(self, tokens: np.ndarray) -> np.ndarray | None:
+        """Bayes-optimal loss of each sequence over its predicted positions, (N,) nats per token, or None."""
+        if self.filter is None:
+            return None
+        if self.work * tokens.size > SLOW:
+            seconds = self.work * tokens.size * 2e-9
+            log.info("filtering %d sequences over %d joint states takes about %.0f s", len(tokens), self.graph.nb_states, seconds)
+        return self.filter.nll(tokens)[:, 1:].mean(axis=1)
+
+    def held_out(self, tokens: np.ndarray) -> dict[str, HeldOut]:
+        """Validation sequences with the exact floor of each."""
+        return {"valid": HeldOut(tokens, floor=self.losses(tokens))}
+
+
+class OnFly:
+    """Infinite data: sequence i of a split is a function of (train.seed, graph_seed, split, i)."""
+
+    def __init__(self, cfg: GssmConfig, law: Law) -> None:
+        self.law = law
+        self.vocab_size = law.graph.vocab_size
         self.seq_len = cfg.data.seq_len
 
     def batch(self, split: str, start: int, count: int) -> np.ndarray:
         """(count, seq_len + 1) tokens: inputs and the targets one to their right."""
-        return self.sampler.sample(split, start, count, self.seq_len + 1)
+        return self.law.sampler.sample(split, start, count, self.seq_len + 1)
 
     def held_out(self, sequences: int) -> dict[str, HeldOut]:
-        """The validation sequences with the exact Bayes loss of each over its predicted positions."""
-        tokens = self.batch("valid", 0, sequences)
-        return {"valid": HeldOut(tokens, floor=self.filter.nll(tokens)[:, 1:].mean(axis=1))}
+        """The first validation sequences, with their floor."""
+        return self.law.held_out(self.batch("valid", 0, sequences))
 
-    def floor(self) -> Floor:
+    def floor(self) -> Floor | None:
         """Expected Bayes loss of the training stream."""
-        found = bayes_loss(self.sampler, self.filter, self.seq_len)
+        if self.law.filter is None:
+            return None
+        least, most = FLOOR_SEQUENCES
+        sequences = int(min(most, max(least, FLOOR_WORK / (self.law.work * self.seq_len))))
+        found = bayes_loss(self.law.sampler, self.law.filter, self.seq_len, sequences)
         return Floor(found.mean, found.se)
+
+
+class Files:
+    """Finite data: the training sequences of a data set, every epoch in a new order.
+
+    Sample i is row ``order(i // n)[i % n]`` of n: a function of the index, so that a training resumes in the middle of an epoch like
+    anywhere else. With enough epochs a model can learn these sequences by heart, and its training loss then falls below their floor.
+    """
+
+    def __init__(self, cfg: GssmConfig, law: Law) -> None:
+        assert cfg.data.path
+        self.law = law
+        self.data = files.open_data_set(Path(cfg.data.path), law.kernels)
+        self.vocab_size = law.graph.vocab_size
+        self.seq_len = cfg.data.seq_len
+        self.seed = cfg.train.seed
+        self.sequences = cfg.data.sequences or len(self.data.train)
+        for key, asked, there in (
+            ("data.sequences", self.sequences, len(self.data.train)),
+            ("eval.sequences", cfg.eval.sequences, len(self.data.test)),
+            ("data.seq_len", self.seq_len, self.data.header["length"] - 1),
+        ):
+            if asked > there:
+                raise ConfigError(f"{key}={asked}: the data set {cfg.data.path} has only {there}")
+        self._orders: dict[int, np.ndarray] = {}
+
+    def batch(self, split: str, start: int, count: int) -> np.ndarray:
+        """(count, seq_len + 1) tokens: inputs and the targets one to their right."""
+        check_split(split)
+        indices = np.arange(start, start + count)
+        if split == "valid":
+            return self.data.test[indices % len(self.data.test), : self.seq_len + 1]
+        rows = np.array([self.order(int(i) // self.sequences)[int(i) % self.sequences] for i in indices])
+        return self.data.train[rows, : self.seq_len + 1]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The order of the training sequences in an epoch: a permutation of 0 .. sequences - 1, a function of (train.seed, epoch)."""
+        if epoch not in self._orders:
+            words = random_words(self.seed, f"epoch {epoch}", 0, -(-self.sequences // WORDS)).ravel()[: self.sequences]
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}  # a batch may reach into the epoch before
+            self._orders[epoch] = np.argsort(words, kind="stable")
+        return self._orders[epoch]
+
+    def held_out(self, sequences: int) -> dict[str, HeldOut]:
+        """The first test sequences, with their floor."""
+        return self.law.held_out(self.batch("valid", 0, sequences))
+
+    def floor(self) -> Floor | None:
+        """Bayes loss of the training sequences, averaged over the first of them."""
+        least, most = FLOOR_SEQUENCES
+        count = int(min(self.sequences, max(least, min(most, FLOOR_WORK / (self.law.work * self.seq_len)))))
+        losses = self.law.losses(self.data.train[:count, : self.seq_len + 1])
+        return None if losses is None else Floor(float(losses.mean()), standard_error(losses) * (1 - count / self.sequences) ** 0.5)
+
+
+Source = OnFly | Files
+SOURCES: dict[str, Callable[[GssmConfig, Law], Source]] = {"onfly": OnFly, "files": Files}
+
+
+def open_source(cfg: GssmConfig, law: Law) -> Source:
+    """The data source that ``data.source`` names."""
+    source = SOURCES[cfg.data.source](cfg, law)
+    assert isinstance(source, DataSource)
+    return source
