@@ -52,6 +52,14 @@ class ModelConfig:
     rope_theta: PositiveFloat = 10000.0
     norm_eps: PositiveFloat = 1e-5
     init_std: PositiveFloat | None = None  # None: emb_dim ** -0.5
+    mixers: tuple[Literal["attn", "ssm"], ...] = ("attn",)  # pattern of the layers, repeated until nb_layers
+    ssm_state: Positive = 64  # ssm: numbers remembered per inner feature
+    ssm_expand: Positive = 2  # ssm: inner width / emb_dim
+    window: Positive | None = None  # attn: tokens a query sees, itself included; None: all before it
+    masked_attention: Literal["auto", "sdpa", "flex"] = "auto"  # kernel for document and window masks; auto: flex on GPUs
+    rope_scaling: Literal["none", "linear", "ntk", "llama3", "yarn"] = "none"  # for sequences longer than those of the training
+    rope_factor: PositiveFloat = 1.0  # how many times longer
+    rope_length: Positive | None = None  # llama3 and yarn: length of the training's sequences
 
 
 @config
@@ -64,17 +72,19 @@ class DataConfig:
 
 @config
 class OptimConfig:
-    """AdamW and its schedule (warm-up, then constant, cosine or warm-up-stable-decay)."""
+    """Optimiser and schedule (warm-up, then constant, linear, cosine or warm-up-stable-decay)."""
 
+    name: Literal["adamw", "muon"] = "adamw"  # muon: for matrices, scaled so that lr and weight_decay mean what they do for AdamW
     lr: Rate = 1e-3
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     eps: Rate = 1e-8
     weight_decay: Rate = 0.1
     clip: PositiveFloat | None = 1.0  # None: no clipping (the norm is logged all the same)
-    schedule: Literal["constant", "cosine", "wsd"] = "cosine"
+    momentum: Fraction = 0.95  # muon
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
     warmup: Count = 20  # steps
     decay: Fraction = 0.2  # wsd: last share of the steps
-    min_ratio: Fraction = 0.1  # cosine and wsd end at min_ratio * lr
+    min_ratio: Fraction = 0.1  # linear, cosine and wsd end at min_ratio * lr
 
 
 @config
@@ -85,8 +95,10 @@ class TrainConfig:
     seed: Int = 0
     micro_batch: Positive | None = None  # sequences per device and forward pass; None: derived
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    mode: Literal["eager", "compile"] = "eager"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of activations; parameters and optimiser stay in fp32
+    mode: Literal["eager", "compile", "cudagraph"] = "eager"  # cudagraph: compiled, and the whole step replayed as one graph
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # how the ranks of torchrun share the model: whole copies, or shards of it
+    max_skipped: Positive = 25  # steps with a non-finite gradient are skipped; so many in a row, or half of all, end the run
     log_period: Positive = 10  # steps
 
 

@@ -1,29 +1,23 @@
-"""Causal self-attention with grouped queries, and the kernels it can run on.
+"""Causal self-attention with grouped queries, and the kernels it runs on.
 
 Shapes: B sequences, T query positions, S key positions, H query heads, K key/value heads (H = K * G), D features of a head.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ..config.schema import ModelConfig
 from . import cpu
 from .layers import Linear
 from .rope import rotate
 from .sizing import required
-
-
-class Positions(NamedTuple):
-    """What every layer of one forward pass shares."""
-
-    cos: Tensor  # of model.rope.rotation
-    sin: Tensor
-    mask: Tensor | None = None  # (B or 1, 1, T, S) bool, True where a query sees a key; None: causal, T = S
+from .state import Context, KVCache
 
 
 class Attention(nn.Module):
@@ -37,23 +31,39 @@ class Attention(nn.Module):
         self.qkv = Linear(cfg.emb_dim, sum(self.sizes))
         self.out = Linear(self.nb_heads * self.v_dim, cfg.emb_dim)
 
-    def forward(self, x: Tensor, at: Positions) -> Tensor:
+    def forward(self, x: Tensor, at: Context, cache: KVCache | None = None) -> Tensor:
+        """(B, T, emb_dim) -> (B, T, emb_dim). With a cache, keys and values are written to it at ``at.positions``."""
         qkv = self.qkv(x)
-        if at.mask is None and chunks_are_faster(qkv):
+        if cache is None and at.mask is None and chunks_are_faster(qkv):
             return self.out(cpu.attention(qkv, at.cos, at.sin, self.nb_heads, self.kv_heads, self.qk_dim))
         q, k, v = self.heads(qkv, at)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=at.mask, is_causal=at.mask is None, enable_gqa=self.nb_heads != self.kv_heads
-        )
+        if cache is not None:
+            k, v = cache.write(k, v, at)
+        if isinstance(at.mask, BlockMask):
+            y = _flex()(q, k, v, block_mask=at.mask, enable_gqa=self.nb_heads != self.kv_heads)
+        else:
+            causal, grouped = at.mask is None, self.nb_heads != self.kv_heads
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=at.mask, is_causal=causal, enable_gqa=grouped)
         return self.out(y.transpose(1, 2).flatten(2))
 
-    def heads(self, qkv: Tensor, at: Positions) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, qkv: Tensor, at: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Turned queries (B, H, T, D_qk), turned keys (B, K, T, D_qk) and values (B, K, T, D_v)."""
         dims = (self.qk_dim, self.qk_dim, self.v_dim)
         q, k, v = (x.unflatten(-1, (-1, dim)).transpose(1, 2) for x, dim in zip(qkv.split(self.sizes, dim=-1), dims, strict=True))
         return rotate(q, at.cos, at.sin), rotate(k, at.cos, at.sin), v
 
+    def new_cache(self, batch: int, capacity: int, like: Tensor) -> KVCache:
+        """An empty cache for ``batch`` sequences of at most ``capacity`` tokens, with the dtype and device of ``like``."""
+        shape = (batch, self.kv_heads, capacity)
+        return KVCache(like.new_zeros(*shape, self.qk_dim), like.new_zeros(*shape, self.v_dim))
+
 
 def chunks_are_faster(x: Tensor) -> bool:
     """The rule that ``benchmarks/attention.py`` measured for (B, T, ...) activations; both ways give the same numbers up to rounding."""
     return x.device.type == "cpu" and x.shape[1] <= (1024 if x.dtype == torch.bfloat16 else 512)
+
+
+@cache
+def _flex():  # type: ignore[no-untyped-def]
+    """FlexAttention fuses only when compiled; uncompiled it builds the whole score matrix."""
+    return torch.compile(flex_attention) if torch.cuda.is_available() else flex_attention

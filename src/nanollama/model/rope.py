@@ -7,23 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.schema import ModelConfig
-from .sizing import required
 
-
-def inverse_frequencies(cfg: ModelConfig) -> Tensor:
-    """Angle per position of every feature pair, theta^(-2i/D): (D/2,) float32."""
-    dim = required(cfg.qk_head_dim)
-    exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
-    return cfg.rope_theta**-exponents
-
-
-def rotation(positions: Tensor, inv_freq: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotation(positions: Tensor, inv_freq: Tensor, magnitude: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosine and sine of every angle.
 
     Args:
         positions: (T,), or (B, T) where rows stand at different places.
-        inv_freq: (D/2,) from ``inverse_frequencies``.
+        inv_freq: (D/2,) from ``rope_scaling.inverse_frequencies``.
+        magnitude: from ``rope_scaling.magnitude``.
 
     Returns:
         two tensors, (T, D/2) or (B, 1, T, D/2), computed in fp32 and rounded to ``dtype``; the 1 stands for the heads.
@@ -31,7 +22,7 @@ def rotation(positions: Tensor, inv_freq: Tensor, dtype: torch.dtype) -> tuple[T
     angles = positions[..., None].float() * inv_freq.float()
     if positions.dim() == 2:
         angles = angles[:, None]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return (magnitude * angles.cos()).to(dtype), (magnitude * angles.sin()).to(dtype)
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:

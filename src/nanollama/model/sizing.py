@@ -5,12 +5,14 @@ Needs no torch, so that a launcher can check a config before anything heavy is i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..config import ConfigError
 from ..config.schema import ModelConfig
 
 FFN_MULTIPLE = 32
+SSM_WIDTH = 4  # taps of the convolution in a recurrent mixer
 
 
 def resolve(cfg: ModelConfig) -> ModelConfig:
@@ -32,6 +34,14 @@ def resolve(cfg: ModelConfig) -> ModelConfig:
     if qk_dim % 2:
         field = "model.qk_head_dim" if cfg.qk_head_dim else f"model.emb_dim={cfg.emb_dim} / model.nb_heads={heads}"
         raise ConfigError(f"{field} = {qk_dim} is odd: rotary embeddings turn pairs of features, so it has to be even")
+    if cfg.nb_layers % len(cfg.mixers):
+        raise ConfigError(
+            f"model.nb_layers={cfg.nb_layers} is not a multiple of the {len(cfg.mixers)} entries of model.mixers, a pattern that repeats"
+        )
+    if "ssm" in cfg.mixers and cfg.ssm_expand * cfg.emb_dim % heads:
+        raise ConfigError(f"model.ssm_expand * model.emb_dim = {cfg.ssm_expand * cfg.emb_dim} is not a multiple of model.nb_heads={heads}")
+    if cfg.rope_scaling in ("llama3", "yarn") and cfg.rope_length is None:
+        raise ConfigError(f"model.rope_scaling={cfg.rope_scaling} needs model.rope_length, the length of the sequences of the training")
     return replace(
         cfg,
         nb_kv_heads=kv_heads,
@@ -42,18 +52,26 @@ def resolve(cfg: ModelConfig) -> ModelConfig:
     )
 
 
+def mixers(cfg: ModelConfig) -> Sequence[str]:
+    """The mixer of every layer."""
+    return [*cfg.mixers] * (cfg.nb_layers // len(cfg.mixers))
+
+
 def num_params(cfg: ModelConfig) -> int:
     """Number of parameters, tied ones counted once. ``vocab_size`` has to be known."""
     cfg = resolve(cfg)
-    d, vocab = cfg.emb_dim, required(cfg.vocab_size)
-    embeddings = vocab * d * (1 if cfg.tie_embeddings else 2)
-    return embeddings + cfg.nb_layers * _layer_params(cfg) + d
+    d = cfg.emb_dim
+    embeddings = required(cfg.vocab_size) * d * (1 if cfg.tie_embeddings else 2)
+    layer = 3 * d * required(cfg.ffn_dim) + 2 * d
+    return embeddings + cfg.nb_layers * layer + sum(_mixer_params(cfg, mixer) for mixer in mixers(cfg)) + d
 
 
-def _layer_params(cfg: ModelConfig) -> int:
-    d, qk, v, kv_heads = cfg.emb_dim, required(cfg.qk_head_dim), required(cfg.v_head_dim), required(cfg.nb_kv_heads)
-    attention = d * (cfg.nb_heads * (qk + v) + kv_heads * (qk + v))
-    return attention + 3 * d * required(cfg.ffn_dim) + 2 * d
+def _mixer_params(cfg: ModelConfig, mixer: str) -> int:
+    d = cfg.emb_dim
+    if mixer == "attn":
+        return d * (cfg.nb_heads + required(cfg.nb_kv_heads)) * (required(cfg.qk_head_dim) + required(cfg.v_head_dim))
+    inner, heads, convolved = cfg.ssm_expand * d, cfg.nb_heads, cfg.ssm_expand * d + 2 * cfg.ssm_state
+    return d * (inner + convolved + heads) + SSM_WIDTH * convolved + 3 * heads + inner + inner * d
 
 
 def required(value: int | None) -> int:

@@ -1,4 +1,4 @@
-"""The decoder-only transformer: pre-normalised blocks between an embedding and a linear head (Llama's shape)."""
+"""The decoder-only language model: pre-normalised blocks between an embedding and a linear head (Llama's shape)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.schema import ModelConfig
-from . import rope
-from .attention import Attention, Positions
+from . import masks, rope
+from .attention import Attention
 from .layers import Linear, RMSNorm, SwiGLU, compute_dtype
-from .sizing import required, resolve
+from .rope_scaling import inverse_frequencies, magnitude
+from .sizing import mixers, required, resolve
+from .ssm import SSM
+from .state import Cache, Context, LayerCache
+
+MIXERS: dict[str, type[Attention] | type[SSM]] = {"attn": Attention, "ssm": SSM}
 
 
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + ffn(norm(x))."""
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    def __init__(self, cfg: ModelConfig, mixer: str) -> None:
         super().__init__()
         self.mixer_norm = RMSNorm(cfg.emb_dim, cfg.norm_eps)
-        self.mixer = Attention(cfg)
+        self.mixer = MIXERS[mixer](cfg)
         self.ffn_norm = RMSNorm(cfg.emb_dim, cfg.norm_eps)
         self.ffn = SwiGLU(cfg.emb_dim, required(cfg.ffn_dim))
 
-    def forward(self, x: Tensor, at: Positions) -> Tensor:
-        x = x + self.mixer(self.mixer_norm(x), at)
+    def forward(self, x: Tensor, at: Context, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.mixer(self.mixer_norm(x), at, cache)
         return x + self.ffn(self.ffn_norm(x))
 
 
@@ -47,11 +52,12 @@ class Transformer(nn.Module):
         self.cfg = cfg = resolve(cfg)
         vocab = required(cfg.vocab_size)
         self.embed = nn.Embedding(vocab, cfg.emb_dim, _weight=torch.empty(vocab, cfg.emb_dim))
-        self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.nb_layers))
+        self.layers = nn.ModuleList(Block(cfg, mixer) for mixer in mixers(cfg))
         self.norm = RMSNorm(cfg.emb_dim, cfg.norm_eps)
         # A tied head has no parameter of its own: sharding and checkpoints then never meet the same tensor twice.
         self.head = None if cfg.tie_embeddings else Linear(cfg.emb_dim, vocab)
-        self.register_buffer("inv_freq", rope.inverse_frequencies(cfg), persistent=False)
+        self.register_buffer("inv_freq", inverse_frequencies(cfg), persistent=False)
+        self.rope_magnitude = magnitude(cfg)
         self.init_weights(seed=0)
 
     @torch.no_grad()
@@ -62,31 +68,76 @@ class Transformer(nn.Module):
         sqrt(2 * nb_layers) (Radford et al., 2019); norms are one. Each matrix draws from a stream of its own name, so that a model
         with one more layer keeps the others. On the meta device nothing happens.
         """
-        cfg, std = self.cfg, self.cfg.init_std or self.cfg.emb_dim**-0.5
+        if self.inv_freq.is_meta:
+            return
         for name, param in self.named_parameters():
-            if param.is_meta:
-                continue
             if param.dim() == 1:
                 param.fill_(1.0)
                 continue
-            scale = std * (2 * cfg.nb_layers) ** -0.5 if name.endswith(("mixer.out.weight", "ffn.down.weight")) else std
+            std = self._init_std(name)
             # torch's CPU generator reads only 32 bits of its seed, so seed and name are hashed into these.
             generator = torch.Generator("cpu").manual_seed(zlib.crc32(f"{seed} {name}".encode()))
             draw = torch.empty(param.shape, device="cpu", dtype=torch.float32)
-            param.copy_(nn.init.trunc_normal_(draw, std=scale, a=-3 * scale, b=3 * scale, generator=generator))
-        self.inv_freq.copy_(rope.inverse_frequencies(cfg))
+            param.copy_(nn.init.trunc_normal_(draw, std=std, a=-3 * std, b=3 * std, generator=generator))
+        for module in self.modules():
+            if isinstance(module, SSM):
+                module.init_dynamics()
+        self.inv_freq.copy_(inverse_frequencies(self.cfg))
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def _init_std(self, name: str) -> float:
+        if name.endswith("mixer.conv"):
+            return 0.5  # four taps: keeps the scale
+        std = self.cfg.init_std or self.cfg.emb_dim**-0.5
+        return std * (2 * self.cfg.nb_layers) ** -0.5 if name.endswith(("mixer.out.weight", "ffn.down.weight")) else std
+
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         """
         Args:
             tokens: (B, T) int64 in [0, vocab_size).
+            documents: (B, T) integers, another one for every document of a sequence; documents do not see one another. None: one
+                document a sequence.
 
         Returns:
             (B, T, vocab_size) logits of the next token.
         """
         x = self.embed(tokens)
-        cos, sin = rope.rotation(torch.arange(tokens.shape[1], device=x.device), self.inv_freq, compute_dtype(x))
-        at = Positions(cos, sin)
+        mask = masks.build(documents, self.cfg.window, self.cfg.masked_attention, tokens)
+        cos, sin = self._rotation(torch.arange(tokens.shape[1], device=x.device), x)
+        at = Context(cos, sin, mask, documents)
         for layer in self.layers:
             x = layer(x, at)
+        return self._logits(x)
+
+    def extend(self, tokens: Tensor, cache: Cache, counts: Tensor) -> Tensor:
+        """Read on from where ``cache`` stands, and move it on.
+
+        Args:
+            tokens: (B, T) int64, padded to the right; T more have to fit into every sequence's cache.
+            cache: of ``new_cache``.
+            counts: (B,) how many of the T tokens are meant; each 1 <= counts <= T.
+
+        Returns:
+            (B, vocab_size) logits that follow each sequence's last token.
+        """
+        steps = torch.arange(tokens.shape[1], device=tokens.device)
+        positions = cache.lengths[:, None] + steps
+        x = self.embed(tokens)
+        cos, sin = self._rotation(positions, x)
+        mask = masks.cached(positions, cache.capacity, self.cfg.window)
+        at = Context(cos, sin, mask, positions=positions, valid=steps < counts[:, None])
+        for layer, state in zip(self.layers, cache.layers, strict=True):
+            x = layer(x, at, state)
+        cache.lengths += counts
+        return self._logits(x[torch.arange(len(x), device=x.device), counts - 1])
+
+    def new_cache(self, batch: int, capacity: int) -> Cache:
+        """An empty cache for ``batch`` sequences of at most ``capacity`` tokens."""
+        like = self.embed.weight.new_empty((), dtype=compute_dtype(self.embed.weight))
+        layers = [layer.mixer.new_cache(batch, capacity, like) for layer in self.layers]  # type: ignore[operator, union-attr]
+        return Cache(layers, torch.zeros(batch, dtype=torch.int64, device=like.device), capacity)
+
+    def _rotation(self, positions: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return rope.rotation(positions, self.inv_freq, self.rope_magnitude, compute_dtype(x))
+
+    def _logits(self, x: Tensor) -> Tensor:
         return F.linear(self.norm(x), self.embed.weight if self.head is None else self.head.weight)

@@ -1,16 +1,39 @@
-"""FLOPs counted from the shape, and utilisation by two named conventions. Pure arithmetic.
+"""Floating-point operations of a model, counted module by module, and what share of a device's peak they use.
 
-One multiply-add is two FLOPs; a backward pass costs twice its forward. ``causal`` counts the half of the attention scores that a causal
-model needs; ``palm`` counts them all, as Chowdhery et al. (2022, appendix B) and most published figures do.
+A multiply-add counts as two. A training step counts three times its forward pass (the backward pass makes two products where the
+forward makes one). Everything is per token. With N weights in matrix products, L layers of H heads of D features and T tokens of
+context, for plain attention:
+
+- ``causal``: 6 N + 6 L T H D, the useful work: a query sees T / 2 keys on average;
+- ``palm``: 6 N + 12 L T H D (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): as if every query saw all T keys;
+- ``hardware``: 6 N + 7 L T H D, what is really computed when the score matrix is not kept but computed again in the backward pass, as
+  fused attention does; with activation checkpointing one more forward pass.
+
+Imports nothing of ours, nor torch.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Protocol
+
+PEAK_FLOPS = {  # dense bf16 operations per second, from the vendors' data sheets; the first whose words the device's name has counts
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
 
 
 class Shape(Protocol):
-    """A resolved model config."""
+    """A resolved ``ModelConfig``, or anything with its fields."""
 
     @property
     def vocab_size(self) -> int | None: ...
@@ -28,46 +51,90 @@ class Shape(Protocol):
     def v_head_dim(self) -> int | None: ...
     @property
     def ffn_dim(self) -> int | None: ...
+    @property
+    def mixers(self) -> Sequence[str]: ...
+    @property
+    def ssm_state(self) -> int: ...
+    @property
+    def ssm_expand(self) -> int: ...
+    @property
+    def window(self) -> int | None: ...
 
 
-# Dense peaks in FLOP/s from the makers' data sheets, without sparsity. A device that is not listed has none: never a guess.
-PEAKS: dict[str, dict[str, float]] = {
-    "B200": {"bf16": 2250e12, "fp32": 75e12},
-    "H200": {"bf16": 989e12, "fp32": 67e12},
-    "H100 PCIe": {"bf16": 756e12, "fp32": 51e12},
-    "H100": {"bf16": 989e12, "fp32": 67e12},
-    "A100": {"bf16": 312e12, "fp32": 19.5e12},
-    "L40S": {"bf16": 362e12, "fp32": 91.6e12},
-    "L4": {"bf16": 121e12, "fp32": 30.3e12},
-    "RTX 4090": {"bf16": 165.2e12, "fp32": 82.6e12},
-}
+SSM_CHUNK = 64  # positions a recurrent mixer treats at once
 
 
-def device_peak(name: str, precision: str) -> float | None:
-    """Peak FLOP/s of the device torch calls ``name`` at ``precision`` (fp32 without TF32), or None if it is not in the table."""
-    words = name.replace("-", " ")
-    key = next((key for key in PEAKS if f" {key} " in f" {words} "), None)
-    return PEAKS[key].get(precision) if key else None
+def forward(shape: Shape, seq_len: int, *, causal: bool = True) -> dict[str, float]:
+    """Operations per token of one forward pass, by module, all layers together.
+
+    Args:
+        shape: every field known.
+        seq_len: T.
+        causal: count the keys a query sees on average (T / 2, less with a window); else T (or the window).
+
+    Returns:
+        ``embedding`` (a look-up: 0), ``attention.projections``, ``attention.scores``, ``ssm.projections``, ``ssm.scan``, ``ffn``, ``head``.
+    """
+    d, heads, layers = shape.emb_dim, shape.nb_heads, shape.nb_layers
+    ssm_layers = layers * list(shape.mixers).count("ssm") // len(shape.mixers)
+    attn_layers = layers - ssm_layers
+    head_dims = _known(shape.qk_head_dim) + _known(shape.v_head_dim)
+    inner, state = shape.ssm_expand * d, shape.ssm_state
+    within = SSM_CHUNK * (state + inner)  # scores of a chunk and their product with the values
+    carried = 2 * state * inner  # into the state at the end of a chunk, and out of it in the next
+    return {
+        "embedding": 0.0,
+        "attention.projections": 2.0 * attn_layers * d * (heads + _known(shape.nb_kv_heads)) * head_dims,
+        "attention.scores": 2.0 * attn_layers * heads * head_dims * visible_keys(seq_len, shape.window, causal=causal),
+        "ssm.projections": 2.0 * ssm_layers * d * (3 * inner + 2 * state + heads),
+        "ssm.scan": 2.0 * ssm_layers * (within + carried),
+        "ffn": 2.0 * layers * 3 * d * _known(shape.ffn_dim),
+        "head": 2.0 * d * _known(shape.vocab_size),
+    }
 
 
-def matmul_params(cfg: Shape) -> int:
-    """Weights that multiply activations: everything but the embedding table (a look-up) and the norms; a tied head counts."""
-    d, heads, kv = cfg.emb_dim, cfg.nb_heads, cfg.nb_kv_heads or cfg.nb_heads
-    qk, v = cfg.qk_head_dim or d // heads, cfg.v_head_dim or d // heads
-    assert cfg.vocab_size is not None and cfg.ffn_dim is not None, "a resolved config is needed"
-    layer = d * (heads * (qk + v) + kv * (qk + v)) + 3 * d * cfg.ffn_dim
-    return cfg.nb_layers * layer + d * cfg.vocab_size
+def visible_keys(seq_len: int, window: int | None, *, causal: bool) -> float:
+    """Keys a query sees, averaged over the sequence in the limit of many tokens: T / 2, or W - W^2 / 2T with a window of W < T."""
+    width = seq_len if window is None else min(window, seq_len)
+    return width - width * width / (2 * seq_len) if causal else float(width)
 
 
-def train_flops_per_token(cfg: Shape, seq_len: int) -> dict[str, float]:
-    """FLOPs of forward and backward per token at context ``seq_len``, by convention."""
-    heads = cfg.nb_heads
-    qk, v = cfg.qk_head_dim or cfg.emb_dim // heads, cfg.v_head_dim or cfg.emb_dim // heads
-    attention = 6.0 * cfg.nb_layers * heads * (qk + v) * seq_len
-    weights = 6.0 * matmul_params(cfg)
-    return {"causal": weights + attention / 2, "palm": weights + attention}
+def training(shape: Shape, seq_len: int, *, causal: bool = True) -> float:
+    """Operations per token of one training step."""
+    return 3 * sum(forward(shape, seq_len, causal=causal).values())
 
 
-def utilisation(flops_per_token: dict[str, float], tokens_per_s: float, peak: float | None, devices: int) -> dict[str, float | None]:
-    """Model FLOPs utilisation ``mfu_causal`` and ``mfu_palm`` as shares of the devices' peak; None where the peak is unknown."""
-    return {f"mfu_{name}": None if peak is None else flops * tokens_per_s / (peak * devices) for name, flops in flops_per_token.items()}
+def hardware(shape: Shape, seq_len: int, *, recompute: bool = False) -> float:
+    """Operations per token that a training step really makes: scores again in the backward pass, all again with ``recompute``."""
+    parts = forward(shape, seq_len)
+    return (4 if recompute else 3) * sum(parts.values()) + parts["attention.scores"] / 2
+
+
+def peak(device_name: str) -> float | None:
+    """Peak dense bf16 operations per second of a device by its name (``torch.cuda.get_device_name``); None: not known."""
+    return next((flops for name, flops in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", device_name)), None)
+
+
+def mfu_causal(shape: Shape, seq_len: int, tokens_per_s: float, peak_flops: float | None) -> float | None:
+    """Model FLOP utilisation, useful work only. ``tokens_per_s`` and ``peak_flops`` for the same devices; None: peak not known."""
+    return _share(training(shape, seq_len), tokens_per_s, peak_flops)
+
+
+def mfu_palm(shape: Shape, seq_len: int, tokens_per_s: float, peak_flops: float | None) -> float | None:
+    """Model FLOP utilisation as torchtitan, nanoGPT and PaLM report it."""
+    return _share(training(shape, seq_len, causal=False), tokens_per_s, peak_flops)
+
+
+def hfu(shape: Shape, seq_len: int, tokens_per_s: float, peak_flops: float | None, *, recompute: bool = False) -> float | None:
+    """Hardware FLOP utilisation: recomputed work counts as well."""
+    return _share(hardware(shape, seq_len, recompute=recompute), tokens_per_s, peak_flops)
+
+
+def _share(flops_per_token: float, tokens_per_s: float, peak_flops: float | None) -> float | None:
+    return None if peak_flops is None else flops_per_token * tokens_per_s / peak_flops
+
+
+def _known(value: int | None) -> int:
+    if value is None:
+        raise ValueError("a size of the model is None: count FLOPs of a resolved config with its vocab_size")
+    return value

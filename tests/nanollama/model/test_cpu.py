@@ -9,6 +9,7 @@ from torch import Tensor
 
 from src.nanollama.config.schema import ModelConfig
 from src.nanollama.model import cpu, rope
+from src.nanollama.model.rope_scaling import inverse_frequencies
 
 
 def draw(*shape: int) -> Tensor:
@@ -27,7 +28,7 @@ def assert_same(ours: list[Tensor], plain: list[Tensor]) -> None:
 
 
 def rotation(length: int, dim: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    return rope.rotation(torch.arange(length), rope.inverse_frequencies(ModelConfig(qk_head_dim=dim)), dtype)
+    return rope.rotation(torch.arange(length), inverse_frequencies(ModelConfig(qk_head_dim=dim)), 1.0, dtype)
 
 
 def plain_attention(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, dim: int) -> Tensor:

@@ -119,11 +119,18 @@ def test_a_deeper_model_keeps_the_matrices_of_the_shallower_one() -> None:
     assert torch.equal(shallow.layers[1].ffn.gate_up.weight, deep.layers[1].ffn.gate_up.weight)
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_number_of_parameters_on_the_meta_device(name: str) -> None:
+COUNTED = [
+    *SHAPES.values(),
+    ModelConfig(vocab_size=11, emb_dim=32, nb_layers=1, nb_heads=4, nb_kv_heads=2, qk_head_dim=6, v_head_dim=20),
+    ModelConfig(vocab_size=11, emb_dim=32, nb_layers=6, nb_heads=4, mixers=("attn", "ssm", "ssm"), ssm_state=5, ssm_expand=3),
+]
+
+
+@pytest.mark.parametrize("cfg", COUNTED)
+def test_number_of_parameters_on_the_meta_device(cfg: ModelConfig) -> None:
     with torch.device("meta"):
-        model = Transformer(SHAPES[name])
-    assert num_params(SHAPES[name]) == sum(p.numel() for p in model.parameters())
+        model = Transformer(cfg)
+    assert num_params(cfg) == sum(p.numel() for p in model.parameters())
 
 
 def test_a_meta_model_becomes_real() -> None:
@@ -150,6 +157,8 @@ def test_resolve_fills_every_derived_size() -> None:
         (ModelConfig(emb_dim=64, nb_heads=4, nb_kv_heads=3), ("model.nb_heads=4", "model.nb_kv_heads=3")),
         (ModelConfig(emb_dim=36, nb_heads=4), ("model.emb_dim=36", "even")),
         (ModelConfig(qk_head_dim=5), ("model.qk_head_dim", "even")),
+        (ModelConfig(nb_layers=4, mixers=("attn", "ssm", "ssm")), ("model.nb_layers=4", "model.mixers")),
+        (ModelConfig(emb_dim=24, nb_heads=9, qk_head_dim=2, v_head_dim=2, mixers=("ssm",)), ("model.ssm_expand", "model.nb_heads=9")),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(cfg: ModelConfig, fields: tuple[str, ...]) -> None:

@@ -1,0 +1,89 @@
+"""Look inside a model on demand: activations, gradients, attention entropies.
+
+Works by hooks that exist only inside the ``with`` block, so that a model nobody looks at does nothing extra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+
+from .attention import Attention
+
+
+@dataclass
+class Record:
+    """What was seen, by module name; the latest forward and backward pass win.
+
+    ``entropy`` holds (B, H, T) nats for every matching attention layer, the mean over keys of -log weight under the weights.
+    """
+
+    activations: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    entropy: dict[str, Tensor] = field(default_factory=dict)
+
+
+@contextmanager
+def probe(model: nn.Module, *patterns: str, activations: bool = True, gradients: bool = False, entropy: bool = False) -> Iterator[Record]:
+    """Record the outputs of the modules whose name matches a pattern (``layers.*.mixer``, ``layers.3.ffn``, ``*``).
+
+    Args:
+        model: eager, not compiled (compiled code does not call hooks that came later).
+        patterns: shell-style patterns of module names; none: every block, ``layers.*``.
+        activations: keep outputs, detached.
+        gradients: keep the gradient of the loss with respect to the outputs.
+        entropy: keep attention entropies; the score matrix is computed once more for them.
+
+    Raises:
+        ValueError: no module has such a name.
+
+    Example:
+        >>> with probe(model, "layers.*.mixer", entropy=True) as seen:
+        ...     model(tokens)
+        >>> seen.entropy["layers.0.mixer"].mean()
+    """
+    record = Record()
+    wanted = [(name, m) for name, m in model.named_modules() if any(fnmatch(name, p) for p in patterns or ("layers.*",))]
+    if not patterns:
+        wanted = [(name, m) for name, m in wanted if name.count(".") == 1]
+    if not wanted:
+        names = ", ".join(name for name, _ in list(model.named_modules())[1:12])
+        raise ValueError(f"no module is called {' or '.join(patterns)}; there are {names}, ...")
+    handles = [module.register_forward_hook(_hook(record, name, activations, gradients, entropy)) for name, module in wanted]
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(record: Record, name: str, activations: bool, gradients: bool, entropy: bool) -> Any:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if activations:
+            record.activations[name] = output.detach()
+        if gradients and output.requires_grad:
+            output.register_hook(lambda gradient: record.gradients.__setitem__(name, gradient.detach()))
+        if entropy and isinstance(module, Attention):
+            record.entropy[name] = attention_entropy(module, *inputs[:2])
+
+    return hook
+
+
+@torch.no_grad()
+def attention_entropy(layer: Attention, x: Tensor, at: Any) -> Tensor:
+    """Entropy in nats of every query's distribution over its keys: (B, H, T). ``x`` and ``at`` as the layer gets them, without a cache."""
+    if isinstance(at.mask, BlockMask):
+        raise ValueError("attention entropies need a dense mask: set model.masked_attention=sdpa")
+    q, k, _ = layer.heads(layer.qkv(x), at)
+    scores = q.float() @ k.float().repeat_interleave(layer.nb_heads // layer.kv_heads, dim=1).transpose(-1, -2) * layer.qk_dim**-0.5
+    length = scores.shape[-1]
+    seen = torch.ones(length, length, dtype=torch.bool, device=x.device).tril() if at.mask is None else at.mask
+    log_p = scores.masked_fill(~seen, -torch.inf).log_softmax(-1)
+    return -(log_p.exp() * log_p.masked_fill(~seen, 0)).sum(-1)
