@@ -1,6 +1,6 @@
 """Compare runs: a table in the terminal and one self-contained HTML page.
 
-    python -m src.nanollama.report RUN RUN... [out=report.html] [csv=FOLDER] [title=TEXT]
+    python -m src.nanollama.report RUN RUN... [out=report.html] [csv=FOLDER] [title=TEXT] [lead=TEXT]
 
 A RUN is a run folder, or any folder with run folders below it (a multirun, a sweep, all of ``runs``). The page goes to ``report.html``
 inside the one folder given, or in the current folder when several are. With ``csv`` the frames behind it are written too: ``runs.csv``,
@@ -19,7 +19,7 @@ from .format import duration, fixed, plus_minus, si
 from .runs import Run, find_runs
 from .training import training_page
 
-OPTIONS = ("out", "csv", "title")
+OPTIONS = ("out", "csv", "title", "lead")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,7 +32,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         runs = find_runs(paths)
         out = Path(options.get("out") or (Path(paths[0]) / "report.html" if len(paths) == 1 else "report.html"))
-        write(runs, out, Path(options["csv"]) if options.get("csv") else None, options.get("title") or "Training runs")
+        training_page(runs, options.get("title") or "Training runs", options.get("lead", "")).write(out)
+        if options.get("csv"):
+            write_frames(runs, Path(options["csv"]))
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return ConfigError.exit_code
@@ -41,14 +43,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def write(runs: Sequence[Run], out: Path, csv: Path | None, title: str) -> None:
-    """The page and, if a folder is given for them, the frames."""
-    training_page(runs, title).write(out)
-    if csv:
-        csv.mkdir(parents=True, exist_ok=True)
-        makers = {"runs": frames.summary, "curves": frames.curves, "difficulty": frames.difficulty, "text": frames.text_losses}
-        for name, make in makers.items():
-            frames.write_csv(csv / f"{name}.csv", make(runs))
+def write_frames(runs: Sequence[Run], folder: Path) -> None:
+    """The frames behind the page as CSV files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    makers = {"runs": frames.summary, "curves": frames.curves, "difficulty": frames.difficulty, "text": frames.text_losses}
+    for name, make in makers.items():
+        frames.write_csv(folder / f"{name}.csv", make(runs))
 
 
 def table(runs: Sequence[Run]) -> str:

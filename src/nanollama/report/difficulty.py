@@ -10,9 +10,9 @@ from typing import Any
 from . import frames
 from .format import fixed, plus_minus, significant
 from .frames import Row, number
-from .page import Cell, Chip, Column, Figure, Section, Table
+from .page import Block, Cell, Chip, Column, Figure, Section, Table
 from .runs import Run
-from .traces import Trace, is_training, same_data
+from .traces import Trace, is_training
 
 COLUMNS = (
     Column("Data", numeric=False),
@@ -24,6 +24,7 @@ COLUMNS = (
     Column("Bigram", "nats/token"),
     Column("Exact floor", "nats/token, ± s.e."),
 )
+RUNGS = 12  # settings that the ladder has room for
 # predictors from worst to best: key of the row, label, plotly symbol, size, colour (None: that of the run)
 LADDER: tuple[tuple[str, str, str, int, str | None], ...] = (
     ("log_vocab", "uniform guess", "line-ns-open", 14, "var(--faint)"),
@@ -39,24 +40,28 @@ def difficulty_section(runs: Sequence[Run], hue: Mapping[str, str]) -> Section |
     rows = frames.difficulty(runs)
     if not rows:
         return None
-    measured = [run for run in runs if run.difficulty]
-    for run, row in zip(measured, rows, strict=True):
-        row["trained"] = _trained_loss(run, runs)
-    cells = [_cells(run, row, hue) for run, row in zip(measured, rows, strict=True)]
-    caption = "The gap between bigram and exact floor is what a model can only gain by inferring the latent states. " + disagreement(rows)
-    return Section("Difficulty of the data", [Table(COLUMNS, cells), _ladder(rows, hue, caption)])
+    by_name = {run.name: run for run in runs}
+    for row in rows:
+        twin = next((run for run in runs if is_training(run) and _same_data(by_name[row["run"]], row, run)), None)
+        row["colour"] = hue[twin.name] if twin else "var(--faint)"
+        row["trained"] = number(twin.result.get("loss")) if twin else None
+    blocks: list[Block] = [Table(COLUMNS, [_cells(row, str(by_name[row["run"]].path)) for row in rows])]
+    if len(rows) <= RUNGS:
+        caption = "The gap between bigram and exact floor is what a model can only gain by inferring the latent states. "
+        blocks.append(_ladder(rows, caption + disagreement(rows)))
+    return Section("Difficulty of the data", blocks)
 
 
-def _cells(run: Run, row: Row, hue: Mapping[str, str]) -> list[Cell]:
+def _cells(row: Row, path: str) -> list[Cell]:
     alphas = [significant(row[key]) for key in ("alpha_X", "alpha_Z")]
     measures = [fixed(row[key], 3) for key in ("gzip_legacy", "gzip_normalised", "unigram_loss", "bigram_loss")]
-    return [Chip(run.name, hue[run.name], str(run.path)), *alphas, *measures, plus_minus(row["bayes_loss"], row["bayes_loss_se"])]
+    return [Chip(row["setting"], row["colour"], path), *alphas, *measures, plus_minus(row["bayes_loss"], row["bayes_loss_se"])]
 
 
-def _trained_loss(measured: Run, runs: Sequence[Run]) -> float | None:
-    """Final held-out loss of the first training on the same data."""
-    losses = (number(run.result.get("loss")) for run in runs if is_training(run) and same_data(measured, run))
-    return next((loss for loss in losses if loss is not None), None)
+def _same_data(measured: Run, row: Row, trained: Run) -> bool:
+    """Whether a training's sequences come from the very distribution that was measured: same graph, concentrations and kernels."""
+    graph = all(measured.config.get(key) == trained.config.get(key) for key in ("gssm", "graph_seed"))
+    return graph and "gssm" in trained.config and all(row[key] == number(trained.config.get(key)) for key in ("alpha_X", "alpha_Z"))
 
 
 def disagreement(rows: Sequence[Row]) -> str:
@@ -67,14 +72,14 @@ def disagreement(rows: Sequence[Row]) -> str:
         if max(gzip / floor, floor / gzip) > worst:
             worst = max(gzip / floor, floor / gzip)
             sentence = (
-                f"gzip sees {one['run']} and {other['run']} at {one['gzip_legacy']:.2f} and {other['gzip_legacy']:.2f} bytes per token; "
-                f"their floors are {one['bayes_loss']:.2f} and {other['bayes_loss']:.2f} nats per token."
+                f"gzip sees {one['setting']} and {other['setting']} at {one['gzip_legacy']:.2f} and {other['gzip_legacy']:.2f} "
+                f"bytes per token; their floors are {one['bayes_loss']:.2f} and {other['bayes_loss']:.2f} nats per token."
             )
     return sentence
 
 
-def _ladder(rows: Sequence[Row], hue: Mapping[str, str], caption: str) -> Figure:
-    names = [html.escape(row["run"], quote=False) for row in rows]
+def _ladder(rows: Sequence[Row], caption: str) -> Figure:
+    names = [html.escape(row["setting"], quote=False) for row in rows]
     traces: list[Trace] = []
     for row, name in zip(rows, names, strict=True):
         known = [row[key] for key, *_ in LADDER if row[key] is not None]
@@ -84,7 +89,7 @@ def _ladder(rows: Sequence[Row], hue: Mapping[str, str], caption: str) -> Figure
     for key, label, symbol, size, colour in LADDER:
         if all(row[key] is None for row in rows):
             continue
-        paint: Any = colour or [hue[row["run"]] for row in rows]
+        paint: Any = colour or [row["colour"] for row in rows]
         traces.append({
             "x": [row[key] for row in rows],
             "y": names,

@@ -53,13 +53,20 @@ def _first_line(run: Run) -> list[str]:
 
 
 def difficulty(runs: Sequence[Run]) -> list[Row]:
-    """One row a ``difficulty.json``: the measures of DIFFICULTY (losses in nats per token) and the two concentrations of its config."""
-    return [
-        {"run": run.name, **{key: number(run.config.get(key)) for key in ("alpha_X", "alpha_Z")}}
-        | {key: number(run.difficulty.get(key)) for key in DIFFICULTY}
-        for run in runs
-        if run.difficulty
-    ]
+    """One row a setting in a ``difficulty.json``: its concentrations and the measures of DIFFICULTY, losses in nats per token."""
+    return [_difficulty(run, setting) for run in runs if run.difficulty for setting in _settings(run.difficulty)]
+
+
+def _settings(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A ``difficulty.json`` is one setting, or has several of them under ``settings``."""
+    several = found.get("settings")
+    return [setting for setting in several if isinstance(setting, Mapping)] if isinstance(several, list) else [found]
+
+
+def _difficulty(run: Run, setting: Mapping[str, Any]) -> Row:
+    name = f"{run.name}: {setting.get('name')}" if setting is not run.difficulty else run.name
+    alphas = {key: number(setting.get(key, run.config.get(key))) for key in ("alpha_X", "alpha_Z")}
+    return {"run": run.name, "setting": name, **alphas, **{key: number(setting.get(key)) for key in DIFFICULTY}}
 
 
 def text_losses(runs: Sequence[Run]) -> list[Row]:

@@ -14,7 +14,6 @@ Record = Mapping[str, Any]
 
 POINTS = 400  # of one curve that are drawn; more cannot be told apart at this width
 TOKENS: Mapping[str, Any] = {"title": {"text": "training tokens"}, "tickformat": "~s", "rangemode": "tozero"}
-DATA_KEYS = ("gssm", "alpha_X", "alpha_Z", "graph_seed")  # config keys that say which distribution GSSM sequences come from
 
 
 def is_training(run: Run) -> bool:
@@ -22,19 +21,10 @@ def is_training(run: Run) -> bool:
     return bool(run.records) or not run.difficulty
 
 
-def same_data(one: Run, other: Run) -> bool:
-    """Whether two runs are about the same GSSM distribution."""
-    return bool(one.config.get("gssm")) and all(one.config.get(key) == other.config.get(key) for key in DATA_KEYS)
-
-
 def colours(runs: Sequence[Run]) -> dict[str, str]:
-    """Run name -> colour, the same all over the page; a measurement takes the colour of the first training on the same data."""
-    trained = [run for run in runs if is_training(run)]
-    hue = {run.name: series_colour(index) for index, run in enumerate(trained)}
-    for run in runs:
-        twin = next((other for other in trained if same_data(run, other)), None)
-        hue.setdefault(run.name, hue[twin.name] if twin else "var(--faint)")
-    return hue
+    """Run name -> colour, the same all over the page; grey for a folder that is no training."""
+    trained = [run.name for run in runs if is_training(run)]
+    return dict.fromkeys((run.name for run in runs), "var(--faint)") | {name: series_colour(i) for i, name in enumerate(trained)}
 
 
 def thin(records: Sequence[Record]) -> Sequence[Record]:

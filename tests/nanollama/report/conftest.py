@@ -34,38 +34,17 @@ def gssm_run() -> Callable[..., Path]:
         records: list[dict[str, Any]] = []
         for step in range(10, steps + 1, 10):
             excess = scale * 1.75 * (1 + step / 12) ** -0.9
-            wobble = 0.03 * math.sin(step * 1.7)
+            noisy = excess + 0.03 * math.sin(step * 1.7)
             base = {"step": step, "tokens": step * 4096, "bayes_loss": floor}
-            records.append(
-                {
-                    **base,
-                    "split": "train",
-                    "loss": floor + excess + wobble,
-                    "excess_loss": excess + wobble,
-                    "grad_norm": 0.4 + 2 / step,
-                    "lr": 3e-3 * min(1, step / 20),
-                    "tokens_per_s": 30_000.0 + step,
-                }
-            )
+            numbers = {"grad_norm": 0.4 + 2 / step, "lr": 3e-3 * min(1, step / 20), "tokens_per_s": 30_000.0 + step}
+            records.append({**base, "split": "train", "loss": floor + noisy, "excess_loss": noisy, **numbers})
             if step % 30 == 0:
-                records.append(
-                    {**base, "split": "valid", "loss": floor + excess, "loss_se": 0.02, "excess_loss": excess, "excess_loss_se": 0.004}
-                )
-        last = records[-1]
-        result = {
-            "status": "ok",
-            "parameters": 812_345,
-            "tokens": steps * 4096,
-            "steps": steps,
-            "wall_s": 81.25,
-            "loss": last["loss"],
-            "bayes_loss": floor,
-            "excess_loss": last["excess_loss"],
-            "excess_loss_se": 0.004,
-        }
-        return write_run(
-            path, {"name": "gssm", "gssm": GRAPH, "alpha_X": alpha_X, "alpha_Z": 0.125, "graph_seed": 0, **config}, records, result
-        )
+                errors = {"loss_se": 0.02, "excess_loss_se": 0.004}
+                records.append({**base, "split": "valid", "loss": floor + excess, "excess_loss": excess, **errors})
+        final = {key: records[-1][key] for key in ("loss", "bayes_loss", "excess_loss", "excess_loss_se")}
+        result = {"status": "ok", "parameters": 812_345, "tokens": steps * 4096, "steps": steps, "wall_s": 81.25, **final}
+        cfg = {"name": "gssm", "gssm": GRAPH, "alpha_X": alpha_X, "alpha_Z": 0.125, "graph_seed": 0, **config}
+        return write_run(path, cfg, records, result)
 
     return make
 
@@ -78,29 +57,12 @@ def text_run() -> Callable[[Path], Path]:
         records: list[dict[str, Any]] = []
         for step in range(10, 301, 10):
             fall = 5 * (1 + step / 20) ** -0.7
-            records.append(
-                {
-                    "step": step,
-                    "tokens": step * 4096,
-                    "split": "train",
-                    "loss": (2.4 + fall) * math.log(2),
-                    "grad_norm": 1.0,
-                    "lr": 1e-3,
-                    "tokens_per_s": 21_000.0,
-                }
-            )
+            base = {"step": step, "tokens": step * 4096}
+            numbers = {"grad_norm": 1.0, "lr": 1e-3, "tokens_per_s": 21_000.0}
+            records.append({**base, "split": "train", "loss": (2.4 + fall) * math.log(2), **numbers})
             for domain, end in DOMAINS.items() if step % 30 == 0 else ():
-                bits = end + fall
-                records.append(
-                    {
-                        "step": step,
-                        "tokens": step * 4096,
-                        "split": f"valid/{domain}",
-                        "loss": bits * math.log(2),
-                        "loss_se": 0.01,
-                        "bits_per_byte": bits,
-                    }
-                )
+                losses = {"loss": (end + fall) * math.log(2), "loss_se": 0.01, "bits_per_byte": end + fall}
+                records.append({**base, "split": f"valid/{domain}", **losses})
         packed = {f"valid/{domain}": {"gzip": end + 0.5, "xz": end + 0.25} for domain, end in DOMAINS.items()}
         result = {"status": "ok", "parameters": 901_000, "tokens": 300 * 4096, "steps": 300, "wall_s": 120.0, "loss": 2.5}
         return write_run(path, {"name": "mixture", "data": {"weights": [0.2] * 5}}, records, result, compressors=packed)

@@ -56,6 +56,10 @@ def test_difficulty_and_settings(tmp_path: Path, gssm_run, difficulty_run) -> No
     runs = find_runs([tmp_path])
     (row,) = frames.difficulty(runs)
     assert (row["run"], row["alpha_X"], row["bayes_loss"], row["gzip_legacy"]) == ("d", 0.05, 1.25, 0.748)
+    found = {"settings": [{"name": "x", "alpha_X": 1e-3, "bayes_loss": 1.5}, {"name": "y", "alpha_X": 0.1, "bayes_loss": None}]}
+    (tmp_path / "d" / "difficulty.json").write_text(json.dumps(found))
+    rows = frames.difficulty(find_runs([tmp_path / "d"]))
+    assert [(row["setting"], row["alpha_X"], row["bayes_loss"]) for row in rows] == [("d: x", 1e-3, 1.5), ("d: y", 0.1, None)]
     keys, rows = frames.differing_settings([run for run in runs if run.name != "d"])
     assert keys == ["train.steps"] and [row["train.steps"] for row in rows] == [10, 20]
 

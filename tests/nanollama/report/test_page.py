@@ -14,6 +14,7 @@ import yaml
 
 from src.nanollama.report import Chip, Column, Figure, Page, Panels, Prose, Section, Status, Table
 from src.nanollama.report.__main__ import main
+from src.nanollama.report.difficulty import disagreement
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}"
 
@@ -110,6 +111,24 @@ def test_every_runs_numbers_appear(everything: Path) -> None:
     for name, result in last.items():
         curve = next(trace for trace in losses["data"] if trace["name"] == name and trace["mode"] == "lines+markers")
         assert curve["y"][-1] == result["loss"] and curve["x"][-1] == result["tokens"]
+
+
+def test_the_ladder_pairs_data_with_the_training_on_it(everything: Path, difficulty_run) -> None:
+    difficulty_run(everything / "untrained", alpha_X=0.3)
+    ladder = next(figure for figure in report(everything).figures if any(trace.get("name") == "exact floor" for trace in figure["data"]))
+    by_name = {trace.get("name"): trace for trace in ladder["data"]}
+    assert by_name["exact floor"]["y"] == ["difficulty", "untrained"]
+    loss = json.loads((everything / "infer" / "result.json").read_text())["loss"]
+    assert by_name["transformer, as trained here"]["x"] == [loss, None]
+    assert by_name["transformer, as trained here"]["marker"]["color"] == ["var(--c1)", "var(--faint)"]
+
+
+def test_gzips_disagreement_is_told_only_where_there_is_one() -> None:
+    a = {"setting": "a", "gzip_legacy": 0.75, "bayes_loss": 1.7}
+    assert disagreement([a, {**a, "setting": "b"}, {**a, "setting": "c", "bayes_loss": None}]) == ""
+    assert disagreement([a, {"setting": "b", "gzip_legacy": 0.74, "bayes_loss": 1.2}]) == (
+        "gzip sees a and b at 0.75 and 0.74 bytes per token; their floors are 1.70 and 1.20 nats per token."
+    )
 
 
 def test_every_axis_has_a_name(everything: Path) -> None:
