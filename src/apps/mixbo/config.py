@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import field, replace
 from pathlib import Path
+from typing import Literal
 
 from src.nanollama.config import ConfigError, Entry
+from src.nanollama.config.compose import as_dict
+from src.nanollama.config.explain import nearest
 from src.nanollama.config.schema import (
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
     EvalConfig,
     Fraction,
+    Int,
     MetricsConfig,
     ModelConfig,
     OptimConfig,
@@ -22,6 +28,20 @@ from src.nanollama.config.schema import (
 from src.nanollama.data.environment import DOMAINS
 from src.nanollama.data.mixture import check_weights
 from src.nanollama.train.resolve import VOLATILE, resolve_training
+
+from .options import (
+    BudgetConfig,
+    CostConfig,
+    FidelityConfig,
+    PoolConfig,
+    SimulatorConfig,
+    SpaceConfig,
+    StrategyConfig,
+    SurrogateConfig,
+    TableConfig,
+    TrainingConfig,
+)
+from .strategies import REGISTRY as STRATEGIES
 
 BYTES = 256
 
@@ -74,4 +94,60 @@ def resolve(cfg: MixtureConfig) -> MixtureConfig:
     return resolve_training(replace(cfg, data=replace(cfg.data, weights=weights)), BYTES, "byte-level text")
 
 
-TRAIN = Entry("mixbo_train", MixtureConfig, resolve, experiments="src/apps/mixbo/configs", volatile=(*VOLATILE, "data.cache"))
+TRAIN = Entry(
+    "mixbo_train",
+    MixtureConfig,
+    resolve,
+    experiments="src/apps/mixbo/configs",
+    volatile=(*VOLATILE, "data.cache"),
+    domains=lambda cfg: domains_of(cfg.data),
+)
+
+
+@config
+class SweepConfig:
+    """Config of ``src.apps.mixbo.sweep``."""
+
+    name: str = "sweep"
+    run_dir: str | None = None  # None: runs/<name>-<hash of what is searched>, so that the same command finds itself again
+    seed: Int = 0
+    objective: Literal["training", "simulator", "table"] = "training"
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
+    table: TableConfig = field(default_factory=TableConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    fidelity: FidelityConfig = field(default_factory=FidelityConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
+    surrogate: SurrogateConfig = field(default_factory=SurrogateConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    storage: str | None = None  # SQLAlchemy URL; None: study.db in the run folder
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+SWEEP_VOLATILE = ("budget", "pool", "storage", "metrics")  # may change between two halves of a sweep
+
+
+def identity(cfg: SweepConfig) -> str:
+    """Hash of what is searched and how: everything but budget, slots and where results are kept."""
+    asked = as_dict(cfg)
+    for key in ("name", "run_dir", "cluster", *SWEEP_VOLATILE):
+        del asked[key]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def resolve_sweep(cfg: SweepConfig) -> SweepConfig:
+    """Fill in defaults that depend on the objective; refuse what cannot be searched. Nothing is trained or read but small files."""
+    if cfg.strategy.name not in STRATEGIES:
+        raise ConfigError(f"strategy.name = {cfg.strategy.name!r}; {nearest(cfg.strategy.name, STRATEGIES)}")
+    if cfg.objective == "training":
+        sizes, steps = cfg.fidelity.model_size or ("nano", "micro", "tiny"), cfg.fidelity.steps or (50, 100, 200)
+        cfg = replace(cfg, fidelity=FidelityConfig(sizes, steps))
+    if cfg.budget == BudgetConfig():
+        cfg = replace(cfg, budget=BudgetConfig(full_runs=8))
+    return replace(cfg, run_dir=cfg.run_dir or f"runs/{cfg.name}-{identity(cfg)}")
+
+
+SWEEP = Entry("mixbo_sweep", SweepConfig, resolve_sweep, experiments="src/apps/mixbo/configs", volatile=SWEEP_VOLATILE)

@@ -1,0 +1,67 @@
+"""From a sweep's config to the problem it poses and whoever carries out its trials."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from src.nanollama.config import ConfigError
+
+from .config import SweepConfig
+from .objectives import Objective
+from .objectives.training import Trainings
+from .problem import Fidelities, Metric, Problem
+from .runners import Runner, SimulatedRunner, TrainingRunner
+from .space import MixtureSpace
+
+log = logging.getLogger("nanollama")
+
+
+def build(cfg: SweepConfig, trials: Path) -> tuple[Problem, Runner]:
+    """The problem and the runner; ``trials`` is the folder of the trials' run folders. Raises ConfigError before anything is trained."""
+    if cfg.objective == "training":
+        trainings = Trainings(cfg.training, cfg.fidelity)
+        cost = cfg.cost
+        if cost.continuation and not trainings.continuable:
+            log.info("trials are not continued: optim.schedule=%s lowers the rate before a run's end", trainings.schedule)
+            cost = replace(cost, continuation=False)
+        problem = _problem(replace(cfg, cost=cost), trainings, None)
+        return problem, TrainingRunner(trials, trainings, cfg.pool)
+    objective = _table(cfg) if cfg.objective == "table" else _simulator(cfg)
+    return _problem(cfg, objective, objective), SimulatedRunner(trials, objective)
+
+
+def _problem(cfg: SweepConfig, source: Objective | Trainings, objective: Objective | None) -> Problem:
+    choices = getattr(objective, "choices", None)
+    space = MixtureSpace.from_config(replace(cfg.space, domains=source.domains), choices)
+    return Problem(
+        space, source.fidelities, source.metric, source.flops_per_step, cfg.cost, cfg.surrogate, cfg.strategy, getattr(objective, "available", None)
+    )
+
+
+def _simulator(cfg: SweepConfig) -> Objective:
+    from .objectives.emulator import Emulator
+    from .objectives.simulator import DEFAULT_SIZES, DEFAULT_STEPS, Simulator
+
+    options, asked = cfg.simulator, cfg.fidelity
+    if options.path:
+        emulator = Emulator(Path(options.path).expanduser(), options.metric, asked.steps, options.noise, options.seed)
+        if asked.model_size and tuple(asked.model_size) != emulator.fidelities.sizes:
+            raise ConfigError(f"fidelity.model_size: this emulator has {list(emulator.fidelities.sizes)}; leave it out to use them all")
+        return emulator
+    sizes = asked.model_size or tuple(DEFAULT_SIZES)
+    unknown = [size for size in sizes if size not in DEFAULT_SIZES]
+    if unknown:
+        raise ConfigError(f"fidelity.model_size: {unknown[0]!r} is not a size of the simulator, which has {', '.join(DEFAULT_SIZES)}")
+    fidelities = Fidelities(tuple(sizes), tuple(DEFAULT_SIZES[size] for size in sizes), tuple(asked.steps or DEFAULT_STEPS))
+    return Simulator(options, MixtureSpace.from_config(cfg.space), fidelities)
+
+
+def _table(cfg: SweepConfig) -> Objective:
+    from .objectives.table import Table
+
+    if not cfg.table.path:
+        raise ConfigError("table.path is missing: name the CSV of finished runs")
+    metric = Metric(cfg.table.outputs, tuple(1 / len(cfg.table.outputs) for _ in cfg.table.outputs), cfg.table.maximise)
+    return Table(Path(cfg.table.path).expanduser(), cfg.space.domains, metric, cfg.table.parameters, cfg.table.flops_per_step)

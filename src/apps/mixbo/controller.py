@@ -1,0 +1,125 @@
+"""The loop of a sweep: ask, start, tell, without barriers. A free slot is filled at once, a finished trial is told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from src.nanollama.config import ConfigError, Interrupted, RunFailed
+from src.nanollama.launcher.signals import StopFlag
+
+from .options import BudgetConfig
+from .problem import Problem
+from .records import Record, Suggestion, finished, spent
+from .runners import Runner
+from .study import Outcome, Study
+from .suggest import suggest
+
+MAX_FAILURES = 5  # in a row, with nothing that ever worked: the set-up is wrong, not the trials
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A budget in FLOPs and trials; ``why`` says which one is spent."""
+
+    flops: float
+    trials: float
+
+    @classmethod
+    def of(cls, budget: BudgetConfig, problem: Problem) -> Limits:
+        """The tighter of the FLOP bounds, with a check that at least one trial fits."""
+        full_runs = budget.full_runs * problem.full_run if budget.full_runs else float("inf")
+        limits = cls(min(budget.flops or float("inf"), full_runs), budget.trials or float("inf"))
+        cheapest = min(problem.flops_per_step) * problem.fidelities.steps[0]
+        if limits.flops < cheapest:
+            raise ConfigError(f"budget: {limits.flops:.3g} FLOPs do not pay for the smallest trial, which needs {cheapest:.3g}")
+        return limits
+
+    def why_not(self, records: Sequence[Record], asked: Suggestion) -> str | None:
+        """The reason against starting one more trial, or None."""
+        if len(records) >= self.trials:
+            return f"budget.trials = {self.trials:g} are used"
+        total = spent(records) + asked.flops
+        return f"the next trial would bring the cost to {total:.3g} of {self.flops:.3g} FLOPs" if total > self.flops * (1 + 1e-9) else None
+
+
+def ancestors(records: Sequence[Record], trial: Record) -> list[Record]:
+    """The trials that ``trial`` continues, oldest first."""
+    by_number = {record.number: record for record in records}
+    chain: list[Record] = []
+    while trial.parent is not None:
+        trial = by_number[trial.parent]
+        chain.insert(0, trial)
+    return chain
+
+
+class Controller:
+    """Runs one study until its budget is spent. ``on_change(records)`` is called after every start and end."""
+
+    def __init__(
+        self, problem: Problem, study: Study, runner: Runner, seed: int, limits: Limits, on_change: Callable[[Sequence[Record]], None]
+    ) -> None:
+        self.problem, self.study, self.runner, self.seed, self.limits, self.on_change = problem, study, runner, seed, limits, on_change
+
+    def run(self, stop: StopFlag) -> str:
+        """Work until the budget is spent; returns the reason for stopping. Raises Interrupted when asked to stop."""
+        reason: str | None = None
+        try:
+            self._take_up()
+            while not stop.kind:
+                reason = self._fill()
+                running = [r for r in self.study.records() if r.status == "running"]
+                if not running:
+                    break
+                self._settle(0.2)
+            if stop.kind:
+                self._let_go()
+                raise Interrupted("running trials have saved; the same command continues")
+        finally:
+            self.runner.close()
+        return reason or "nothing is left to try"
+
+    def _take_up(self) -> None:
+        """Start again what an earlier, killed sweep left running."""
+        records = self.study.records()
+        for record in records:
+            if record.status == "running":
+                self.runner.start(record, ancestors(records, record))
+
+    def _fill(self) -> str | None:
+        """Start trials until every slot is busy; the reason if the budget forbids another one."""
+        while True:
+            records = self.study.records()
+            if sum(record.status == "running" for record in records) >= self.runner.slots:
+                return None
+            asked = suggest(self.problem, records, self.seed, len(records))
+            reason = self.limits.why_not(records, asked)
+            if reason:
+                return reason
+            number = self.study.add(asked)
+            records = self.study.records()
+            self.runner.start(records[number], ancestors(records, records[number]))
+            self.on_change(records)
+
+    def _settle(self, wait_s: float) -> None:
+        ended = self.runner.poll(wait_s)
+        if ended is None:
+            return
+        self._book(*ended)
+        records = self.study.records()
+        self.on_change(records)
+        failed = [record for record in records if record.status == "failed"]
+        if not finished(records) and len(failed) >= MAX_FAILURES:
+            raise RunFailed(f"the first {len(failed)} trials all failed; the last said: {ended[1].message or ended[1].status}")
+
+    def _book(self, number: int, outcome: Outcome) -> None:
+        self.study.tell(number, outcome)
+
+    def _let_go(self) -> None:
+        """Trials that end by themselves meanwhile are told; the others stay running in the study."""
+        from src.nanollama.launcher.outcome import RESTARTABLE
+
+        self.runner.stop()
+        while (ended := self.runner.poll(30.0)) is not None:
+            if ended[1].status not in RESTARTABLE:
+                self._book(*ended)

@@ -1,0 +1,115 @@
+"""Real trainings: a mixture, a model size and a number of steps become one command; its run folder becomes a learning curve.
+
+The training itself is seen only from outside, as overrides in and a run folder out, so any command serves that mixes named domains
+by ``data.weights`` and validates each apart (splits ``valid/<domain>``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from src.nanollama.config import ConfigError, compose
+from src.nanollama.config.main import entry_of
+from src.nanollama.metrics.sinks import read_jsonl
+from src.nanollama.model.sizing import num_params
+from src.nanollama.profiler import flops
+
+from ..options import FidelityConfig, TrainingConfig
+from ..problem import Fidelities, Metric
+from ..study import Curve, Outcome
+
+# What every trial gets before the user's own overrides: a constant rate, so that a run is a prefix of every longer one (and can be
+# continued and read as a curve); no second copy of the metrics.
+BASE = ("optim.schedule=constant", "eval.sequences=32", "metrics.tensorboard=false")
+
+
+class Trainings:
+    """The trials of a sweep as commands. Every size is composed and checked when this is built, before anything is trained."""
+
+    def __init__(self, options: TrainingConfig, fidelity: FidelityConfig) -> None:
+        self.options = options
+        self.entry = entry_of(options.script)
+        if self.entry.domains is None:
+            raise ConfigError(f"training.script = {options.script}: this command does not train on a weighted mixture of domains")
+        assert fidelity.model_size and fidelity.steps  # resolve() fills them in
+        configs = {size: compose(self.entry, self._fixed(size)) for size in fidelity.model_size}
+        self.fidelities = Fidelities(
+            tuple(configs), tuple(float(num_params(cfg.model)) for cfg in configs.values()), tuple(int(s) for s in fidelity.steps)
+        )
+        self.flops_per_step = tuple(_flops_per_step(cfg) for cfg in configs.values())
+        target = configs[fidelity.model_size[-1]]
+        self.domains = self.entry.domains(target)
+        self.metric = _metric(options.metric, self.domains)
+        self.schedule: str = target.optim.schedule
+        self.period = max(1, self.fidelities.steps[0] // options.checkpoints)
+
+    @property
+    def continuable(self) -> bool:
+        """Whether a finished run can be extended as it is: its schedule must not have begun to end."""
+        return self.schedule == "constant"
+
+    def command(self, weights: Sequence[float], model_size: str, steps: int, run_dir: Path, parent: Path | None) -> tuple[str, ...]:
+        """The command line of a trial; ``parent`` is the run folder that it continues."""
+        overrides = [
+            *self._fixed(model_size),
+            f"data.weights=[{','.join(repr(float(w)) for w in weights)}]",
+            f"train.steps={steps}",
+            f"eval.period={self.period}",
+            "checkpoint.keep=1",
+            f"run_dir={quoted(run_dir)}",
+        ]
+        if parent is not None:
+            overrides.append(f"checkpoint.init_from={quoted(newest_checkpoint(parent))}")
+        return (sys.executable, "-m", self.options.script, *overrides)
+
+    def outcome(self, run_dir: Path, result: Mapping[str, Any]) -> Outcome:
+        """Read a finished run's learning curve: one validation loss per domain at every evaluation of its own."""
+        curve = read_curve(run_dir, self.domains) if result["status"] == "ok" else ()
+        if not self.continuable:  # a decaying rate makes intermediate losses no forecast of a shorter run's end
+            curve = curve[-1:]
+        return Outcome(result["status"], curve, float(result.get("flops", 0.0)), result.get("message"))
+
+    def _fixed(self, size: str) -> list[str]:
+        file = [f"config={self.options.config}"] if self.options.config else []
+        return [*file, *BASE, *self.options.overrides, self.options.size.format(size)]
+
+
+def _flops_per_step(cfg: Any) -> float:
+    return flops.training(cfg.model, cfg.data.seq_len) * cfg.data.seq_len * cfg.data.batch_size
+
+
+def _metric(weights: Mapping[str, float], domains: Sequence[str]) -> Metric:
+    unknown = sorted(set(weights) - set(domains))
+    if unknown:
+        raise ConfigError(f"training.metric: no domain is called {unknown[0]!r}; the domains are {', '.join(domains)}")
+    if not weights:
+        return Metric(tuple(domains), tuple(1 / len(domains) for _ in domains))
+    if not sum(weights.values()) > 0:
+        raise ConfigError("training.metric: at least one domain needs a positive weight")
+    return Metric(tuple(domains), tuple(weights.get(domain, 0.0) for domain in domains))
+
+
+def read_curve(run_dir: Path, domains: Sequence[str]) -> Curve:
+    """(step, one loss per domain) for every step at which all domains were evaluated."""
+    seen: dict[int, dict[str, float]] = {}
+    for record in read_jsonl(run_dir / "metrics.jsonl"):
+        if record["split"].startswith("valid/"):
+            seen.setdefault(record["step"], {})[record["split"].removeprefix("valid/")] = record["loss"]
+    return tuple((step, tuple(seen[step][d] for d in domains)) for step in sorted(seen) if seen[step].keys() >= set(domains))
+
+
+def newest_checkpoint(run_dir: Path) -> Path:
+    """The last checkpoint of a finished run."""
+    steps = [int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit()]
+    if not steps:
+        raise ConfigError(f"{run_dir} has no checkpoint to continue from; was it deleted?")
+    return run_dir / "checkpoints" / str(max(steps))
+
+
+def quoted(value: object) -> str:
+    """A value as Hydra's override grammar takes it whatever it contains."""
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"

@@ -1,0 +1,132 @@
+"""Typed options of the mixture optimiser. No torch here: the launcher reads them to check a config.
+
+Every number that steers the search has its default here or in ``priors.py``, with the reason beside it. Where the reason says
+*synthetic*, the value was chosen on the parametric simulator of ``objectives/simulator.py``; none was fitted to a benchmark.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Literal
+
+from src.nanollama.config.schema import Count, Fraction, Int, Positive, PositiveFloat, Rate, config
+
+Embedding = Literal["sqrt", "raw", "clr"]
+KernelName = Literal["lmc", "product", "joint", "flops", "botorch"]
+
+
+@config
+class SpaceConfig:
+    """Domains of the mixture, and how much of the data each may (cap) and must (floor) provide."""
+
+    domains: tuple[str, ...] = ("a", "b", "c", "d", "e")
+    floors: dict[str, Fraction] = field(default_factory=dict)  # absent: 0
+    caps: dict[str, Fraction] = field(default_factory=dict)  # absent: 1
+
+
+@config
+class FidelityConfig:
+    """What a trial may cost less than the real thing in: model size and training steps. The last of each is the target."""
+
+    model_size: tuple[str, ...] | None = None  # None: those of the objective (training: nano, micro, tiny)
+    steps: tuple[Positive, ...] | None = None  # None: those of the objective (training: 50, 100, 200)
+
+
+@config
+class CostConfig:
+    """What a trial is charged."""
+
+    overhead: Rate = 0.02  # launch overhead, in full runs of the largest model: without it hundreds of tiny runs look free
+    continuation: bool = True  # extend a run for the added steps only; valid for constant and WSD schedules
+    unlock: Positive = 2  # results one size below before a size may be used: with one, no trend is visible
+    growth: PositiveFloat = 1.0  # the next trial costs at most this times what was spent: doubling, as in successive halving
+    first: PositiveFloat = 1.0  # ... or this many full runs of the smallest model, so that the first trial can start
+
+
+@config
+class SurrogateConfig:
+    """The Gaussian process over (mixture, size, step)."""
+
+    kernel: KernelName = "lmc"  # joint and flops: the seven- and six-input ideas; botorch: SingleTaskMultiFidelityGP
+    embedding: Embedding = "sqrt"  # Hellinger geometry of the simplex
+    mean: Literal["linear", "law"] = "linear"  # in log size and log step only; law: E + A N^-a + B D^-b
+    outputs: Literal["separate", "sum"] = "separate"  # one process per output of a weighted sum, or one for the sum
+    noise_floor: Rate = 0.002  # observation noise sd is at least this (units of the objective)
+    refit: Positive = 4  # finished trials between two fits of the hyper-parameters
+    checkpoints: Positive = 5  # observations used per learning curve, log-spaced, always with the last
+    failed: Literal["exclude", "penalise"] = "exclude"  # penalise: a failed trial counts as the worst value seen at its fidelity
+
+
+@config
+class StrategyConfig:
+    """Which strategy proposes the next trial, and its knobs."""
+
+    name: str = "kg"
+    division_coefficient: Rate = 1.0  # exponent of the cost in value / cost**coefficient; 0: cost does not matter
+    model_size: str | None = None  # hold the size fixed and choose only mixture and step (one-step look-ahead)
+    design: Count | None = None  # Dirichlet mixtures at the smallest size in the initial design; None: one per domain
+    pool: Positive = 512  # mixtures screened by the posterior before the acquisition is computed
+    candidates: Positive = 48  # mixtures kept for the acquisition, times every fidelity
+    targets: Positive = 96  # mixtures at the target over which the knowledge gradient takes its minimum
+    eta: Positive = 3  # hyperband
+    caution: Rate = 1.0  # recommend the minimum of mean + caution * sd: an untested mixture must be clearly better
+
+
+@config
+class SimulatorConfig:
+    """The parametric simulator: a scaling law plus a mixture term whose minimiser at the target is known exactly."""
+
+    path: str | None = None  # an emulator in the .npz format instead of the parametric form
+    metric: str = "mean"  # emulator: which metric or composite to minimise
+    optimum: tuple[Fraction, ...] | None = None  # best mixture at the target; None: drawn from the seed
+    outputs: Positive = 1  # per-domain losses whose mean is the objective
+    gamma: PositiveFloat = 0.5  # the mixture enters as w**gamma
+    amplitude: PositiveFloat = 0.05  # sd over mixtures of the target value (nats)
+    r_size: float = 0.8  # Pearson correlation with the target of the smallest size at the last step
+    r_step: float = 0.9  # ... of the largest size at the first step
+    wells: Positive = 1  # local minima of the mixture term
+    noise: Rate = 0.0  # sd of each checkpoint
+    run_noise: Rate = 0.0  # sd of an offset shared by the checkpoints of a run (training seed)
+    accuracy: bool = False  # an accuracy with a plateau at chance instead of a loss
+    seed: Int = 0
+
+
+@config
+class TableConfig:
+    """Finished runs replayed as a discrete problem: a CSV with the domains' columns, ``size``, ``step`` and the outputs."""
+
+    path: str | None = None
+    outputs: tuple[str, ...] = ("loss",)  # columns whose mean is the objective
+    maximise: bool = False
+    parameters: dict[str, PositiveFloat] = field(default_factory=dict)  # of each size
+    flops_per_step: dict[str, PositiveFloat] = field(default_factory=dict)  # of each size
+
+
+@config
+class TrainingConfig:
+    """Real trainings: a command of this project that trains on a weighted mixture (``data.weights``) of domains."""
+
+    script: str = "src.apps.mixbo.train"
+    config: str | None = None  # YAML file for every trial
+    overrides: tuple[str, ...] = ()  # further overrides for every trial
+    size: str = "model={}"  # override that chooses a model size
+    metric: dict[str, Rate] = field(default_factory=dict)  # domain: weight of its validation loss; empty: the mean over domains
+    checkpoints: Positive = 4  # evaluations along the shortest run; each is an observation of the learning curve
+
+
+@config
+class BudgetConfig:
+    """When to stop; whichever comes first. Counts everything that was ever charged to the study."""
+
+    flops: PositiveFloat | None = None
+    full_runs: PositiveFloat | None = None  # in full runs of the largest model; None with all others None: 8
+    trials: Positive | None = None
+
+
+@config
+class PoolConfig:
+    """Trials at a time on this machine."""
+
+    slots: Positive = 2
+    timeout_s: PositiveFloat | None = None  # of each trial
+    retries: Count = 2  # of a trial killed from outside
