@@ -60,7 +60,7 @@ class Attention(nn.Module):
 
 def chunks_are_faster(x: Tensor) -> bool:
     """The rule that ``benchmarks/attention.py`` measured for (B, T, ...) activations; both ways give the same numbers up to rounding."""
-    return x.device.type == "cpu" and x.shape[1] <= (1024 if x.dtype == torch.bfloat16 else 512)
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[1] <= 1024
 
 
 @cache

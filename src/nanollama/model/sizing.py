@@ -5,6 +5,7 @@ Needs no torch, so that a launcher can check a config before anything heavy is i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -72,6 +73,36 @@ def _mixer_params(cfg: ModelConfig, mixer: str) -> int:
         return d * (cfg.nb_heads + required(cfg.nb_kv_heads)) * (required(cfg.qk_head_dim) + required(cfg.v_head_dim))
     inner, heads, convolved = cfg.ssm_expand * d, cfg.nb_heads, cfg.ssm_expand * d + 2 * cfg.ssm_state
     return d * (inner + convolved + heads) + SSM_WIDTH * convolved + 3 * heads + inner + inner * d
+
+
+def with_params(cfg: ModelConfig, target: int) -> ModelConfig:
+    """The model of ``cfg``'s depth, heads and mixers whose number of parameters is as near to ``target`` as its widths allow.
+
+    First the width: the largest ``emb_dim`` (a multiple of 2 * nb_heads and of 8) that stays within the target with the usual ratio of
+    ``ffn_dim`` to ``emb_dim``; then ``ffn_dim``, in single steps of 3 * emb_dim * nb_layers parameters. Off by half of that at most.
+
+    Raises:
+        ConfigError: even the narrowest such model is larger, or ``vocab_size`` is not known.
+    """
+    step = math.lcm(8, 2 * cfg.nb_heads)
+
+    def at(width: int) -> ModelConfig:
+        return replace(cfg, emb_dim=width, ffn_dim=None, init_std=None)
+
+    if num_params(at(step)) > target:
+        raise ConfigError(
+            f"{target} parameters are too few for model.nb_layers={cfg.nb_layers}, model.nb_heads={cfg.nb_heads}, "
+            f"model.vocab_size={cfg.vocab_size}: the narrowest has {num_params(at(step))}"
+        )
+    low, high = 1, 2
+    while num_params(at(high * step)) <= target:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if num_params(at(middle * step)) <= target else (low, middle)
+    found = resolve(at(low * step))
+    missing = target - num_params(found)
+    return replace(found, ffn_dim=required(found.ffn_dim) + round(missing / (3 * found.emb_dim * found.nb_layers)))
 
 
 def required(value: int | None) -> int:
