@@ -1,0 +1,73 @@
+"""A trained model beside the exact law of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from src.nanollama.checkpoint.store import load, numbered
+from src.nanollama.config import ConfigError, compose
+from src.nanollama.distributed import Ranks, pick_device
+from src.nanollama.model.transformer import Transformer
+
+from . import graph, kernels
+from .config import TRAIN, GssmConfig
+from .filter import Filter
+from .inspect_config import InspectConfig
+from .kernels import Kernels
+from .sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint, opened: the training's config, the model, and the law of its data. ``sampler`` draws what no training has seen."""
+
+    path: Path
+    cfg: GssmConfig
+    model: Transformer
+    kernels: Kernels
+    filter: Filter
+    sampler: Sampler
+    seq_len: int
+    device: torch.device
+
+    def untrained(self) -> Transformer:
+        """The model as it was before its first step."""
+        model = Transformer(self.cfg.model)
+        model.init_weights(self.cfg.train.seed)
+        return model.to(self.device).eval()
+
+    def batches(self, tokens: np.ndarray, batch: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Rows of ``tokens`` and these rows on the device, ``batch`` at a time."""
+        for first in range(0, len(tokens), batch):
+            rows = slice(first, min(first + batch, len(tokens)))
+            yield rows, torch.from_numpy(tokens[rows].astype(np.int64)).to(self.device)
+
+
+def open_trained(cfg: InspectConfig) -> Trained:
+    """Open the checkpoint that ``cfg`` names. Raises ConfigError if there is none, or no exact filter for its graph."""
+    path = find_checkpoint(Path(cfg.checkpoint or ""))
+    run = path.parent.parent
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"checkpoint={path}: {run}/config.yaml, which says what was trained, is missing")
+    trained: GssmConfig = compose(TRAIN, [f"config='{(run / 'config.yaml').resolve()}'"])
+    tables = kernels.draw(graph.build(trained.gssm, trained.alpha_X, trained.alpha_Z), trained.graph_seed)
+    exact = Filter(tables)
+    device = pick_device(cfg.device)
+    model = Transformer(trained.model).to(device).eval()
+    load(path, {"model": model.state_dict()}, Ranks(0, 1, device))
+    return Trained(path, trained, model, tables, exact, Sampler(tables, cfg.seed), cfg.seq_len or trained.data.seq_len, device)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """``RUN/checkpoints/STEP`` itself, or the newest one of ``RUN``."""
+    if (path / "state.json").is_file():
+        return path
+    steps = numbered(path / "checkpoints")
+    if not steps:
+        raise ConfigError(f"checkpoint={path}: neither a checkpoint nor a run folder that has one; give RUN/checkpoints/STEP, or RUN")
+    return path / "checkpoints" / str(steps[-1])
