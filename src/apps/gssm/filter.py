@@ -26,6 +26,7 @@ Array = NDArray[np.float64]
 
 MAX_STATES = 2**20  # joint latent states
 LANES = (8, 64)  # least and most sequences advanced in lock-step
+MAX_PAIRS = 2**24  # joint latent state and token
 CACHED = 2**17  # belief entries that stay in a core's cache
 _NONE = np.empty((0, 0))
 
@@ -74,12 +75,33 @@ class Filter:
         ends = np.cumsum([node.state_dim for node in self.graph.latents])
         return {node.name: joint[..., end - node.state_dim : end] for node, end in zip(self.graph.latents, ends, strict=True)}
 
-    def window_entropy(self, windows: NDArray[Any], prior: Array) -> Array:
-        """Entropy in nats of the last token of each window (B, k + 1), k >= 1, given only the k tokens before it; shape (B,).
+    def window_predictive(self, windows: NDArray[Any], prior: Array) -> Array:
+        """Law of the last token of each window (B, k + 1), k >= 1, given only the k tokens before it; shape (B, V).
 
-        ``prior`` is the law of what the window does not show, as ``stationary`` gives it: (contexts, S), before its first token.
+        ``prior`` is the law of what the window does not show, as ``occupancy`` gives it: (contexts, S), before its first token.
         """
-        return self._run(windows, "entropy", prior=prior)["entropy"][:, -1]
+        return self._run(windows, "predictive", prior=prior)["predictive"][:, -1]
+
+    def occupancy(self, positions: int) -> Array:
+        """Exact law of (what observed nodes read of the previous token, joint latent state) at the first ``positions`` tokens, averaged.
+
+        Shape (contexts, S); a token's own emission is yet to come. Works on all S V pairs of state and token: ``ConfigError`` above 2^24.
+        """
+        from .filter_native import advance
+
+        emission, group, context_of, *transitions = self._plan
+        states, vocab = len(group), self.graph.vocab_size
+        if states * vocab > MAX_PAIRS:
+            raise ConfigError(f"no window loss: {states} latent states x {vocab} tokens; the law is computed for up to {MAX_PAIRS} pairs")
+        law, total = np.zeros((states, vocab)), np.zeros((len(emission), states))
+        law[0, 0] = 1.0
+        tokens, contexts = np.arange(vocab), np.arange(len(emission))[:, None] == context_of
+        for _ in range(positions):
+            advance(law, tokens, *transitions)
+            now = contexts @ law.T
+            total += now
+            law = np.einsum("cs,csv->sv", now, emission[:, group])
+        return total / positions
 
     @cached_property
     def _plan(self) -> tuple[Any, ...]:
@@ -124,8 +146,7 @@ def check_feasible(graph: Graph) -> None:
 
 def bayes_loss(sampler: Sampler, filter: Filter, seq_len: int, sequences: int = 256, split: str = "floor", start: int = 0) -> Floor:
     """Expected Bayes loss of sequences of ``seq_len + 1`` tokens, by averaging the predictive entropy along sampled ones."""
-    tokens = sampler.sample(split, start, sequences, seq_len + 1)
-    losses = filter.entropy(tokens)[:, 1:]
+    losses = filter.entropy(sampler.sample(split, start, sequences, seq_len + 1))[:, 1:]
     return Floor(
         mean=float(losses.mean()),
         se=float(losses.mean(axis=1).std(ddof=1) / np.sqrt(sequences)),

@@ -157,9 +157,14 @@ def marginals(belief, dims, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def advance(belief, token, table, rows, first_row, token_offset, dims, own, kernel, old, new):  # type: ignore[no-untyped-def]
+def advance(belief, token, table, rows, first_row, token_offset, dims, own):  # type: ignore[no-untyped-def]
     """One step of all latents, in topological order: from z_{t-1} to z_t, given ``token`` (lanes,) at t-1."""
     lanes, states = belief.shape[1], belief.shape[0]
+    widest = 1
+    for dim in dims:
+        widest = max(widest, dim)
+    padded = (min(widest, WIDE) + 3) // 4 * 4
+    kernel, old, new = np.empty((padded * padded, lanes)), np.empty((padded, lanes)), np.empty((lanes, widest))
     offset = np.empty(lanes, np.int64)
     post = states
     for i in range(dims.shape[0]):
@@ -182,19 +187,16 @@ def forward(  # type: ignore[no-untyped-def]
     belief = np.zeros((group.shape[0], lanes))
     for lane in range(lanes):
         belief[0, lane] = 1.0
-    widest, width = 1, 0
+    width = 0
     for dim in dims:
-        widest = max(widest, dim)
         width += dim
-    padded = (min(widest, WIDE) + 3) // 4 * 4
-    kernel, old, new = np.empty((padded * padded, lanes)), np.empty((padded, lanes)), np.empty((lanes, widest))
     pooled, ahead = np.empty((emission.shape[1], lanes)), np.empty((emission.shape[2], lanes))
     marginal, total = np.empty((width, lanes)), np.empty(lanes)
     token, context = np.zeros(lanes, np.int64), np.zeros(lanes, np.int64)
     for t in range(length):
         known = t > 0 or prior.shape[0] == 0
         if known:
-            advance(belief, token, table, rows, first_row, token_offset, dims, own, kernel, old, new)
+            advance(belief, token, table, rows, first_row, token_offset, dims, own)
             for lane in range(lanes):
                 context[lane] = context_of[token[lane]]
             if entropy.shape[0] > 0 or predictive.shape[0] > 0:
