@@ -143,7 +143,7 @@ def resolve_sweep(cfg: SweepConfig) -> SweepConfig:
     if cfg.strategy.name not in STRATEGIES:
         raise ConfigError(f"strategy.name = {cfg.strategy.name!r}; {nearest(cfg.strategy.name, STRATEGIES)}")
     if cfg.objective == "training":
-        sizes, steps = cfg.fidelity.model_size or ("nano", "micro", "tiny"), cfg.fidelity.steps or (50, 100, 200)
+        sizes, steps = cfg.fidelity.model_size or ("pico", "nano", "tiny"), cfg.fidelity.steps or (50, 100, 200)
         cfg = replace(cfg, fidelity=FidelityConfig(sizes, steps))
     if cfg.budget == BudgetConfig():
         cfg = replace(cfg, budget=BudgetConfig(full_runs=8))

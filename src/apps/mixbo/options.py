@@ -28,7 +28,7 @@ class SpaceConfig:
 class FidelityConfig:
     """What a trial may cost less than the real thing in: model size and training steps. The last of each is the target."""
 
-    model_size: tuple[str, ...] | None = None  # None: those of the objective (training: nano, micro, tiny)
+    model_size: tuple[str, ...] | None = None  # None: those of the objective (training: pico, nano, tiny)
     steps: tuple[Positive, ...] | None = None  # None: those of the objective (training: 50, 100, 200)
 
 
