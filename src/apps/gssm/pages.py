@@ -138,3 +138,45 @@ def _trained(found: Found) -> dict[str, Any]:
         return {}
     mark = {"type": "line", "x0": length, "x1": length, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": "var(--muted)", "dash": "dot"}}
     return {"shapes": [mark]}
+
+
+# --- scaling laws -----------------------------------------------------------------------------------------------------------------
+
+UNITS = {"parameters": "parameters", "sequences": "training sequences", "tokens": "training tokens", "flops": "training FLOPs"}
+
+
+def scaling_page(found: Found) -> Page:
+    """Excess over x on logarithmic axes with the fitted laws, and their exponents."""
+    page = Page("Scaling laws", "Excess loss over the exact floor: a straight line is a power law, a bend upwards a plateau.")
+    traces: list[Trace] = []
+    for i, curve in enumerate(found["curves"]):
+        bars = {"array": curve["se"], "width": 0, "thickness": 1.25}
+        traces.append(line(curve["name"], curve["x"], curve["excess"], series_colour(i), mode="markers", error_y=bars))
+        if curve["line"] and not curve["law"]["problem"]:
+            low, high = curve["x"][0], curve["x"][-1]
+            x = [low * (high / low) ** (k / (len(curve["line"]) - 1)) for k in range(len(curve["line"]))]
+            traces.append(line(curve["name"], x, curve["line"], series_colour(i), showlegend=False))
+    logarithmic = {"type": "log", "dtick": "D2", "tickformat": "~g"}
+    layout = {"xaxis": {"title": {"text": UNITS[found["x"]]}, **logarithmic}, "yaxis": logarithmic}
+    which = "at the end of training" if found["loss"] == "final" else "at its lowest"
+    caption = (
+        f"Held-out excess {which}; bars are one standard error over repetitions. No line is drawn where the points do not determine one."
+    )
+    columns = [
+        Column("Curve", numeric=False),
+        Column("Exponent", "95 % interval"),
+        Column("Plateau", "nats/token"),
+        Column("Note", numeric=False),
+    ]
+    cells = [_law(curve) for curve in found["curves"]]
+    return page.add(
+        Section("Excess loss", [Figure(traces, layout, caption, "Excess over the floor, nats per token"), Table(columns, cells)])
+    )
+
+
+def _law(curve: Found) -> list[str]:
+    law = curve["law"]
+    if law["problem"]:
+        return [curve["name"], "–", "–", f"not identifiable: {law['problem']}"]
+    (low, high), (least, most) = law["b_interval"], law["c_interval"]
+    return [curve["name"], f"{law['b']:.3g} [{low:.3g}, {high:.3g}]", f"{law['c']:.3g} [{least:.3g}, {most:.3g}]", ""]

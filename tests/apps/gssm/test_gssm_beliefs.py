@@ -25,7 +25,8 @@ def run_dir(tmp_path_factory):
     graph = "gssm=[{name: A, state_dim: 3}, {name: B, state_dim: 2, parents: [A, X]}, {name: X, state_dim: 6, parents: [A, B]}]"
     args = [
         graph, "alpha_X=0.1", "alpha_Z=0.3", "data.seq_len=24", "data.batch_size=16", "model.emb_dim=24", "model.nb_layers=2",
-        "model.nb_heads=2", "train.steps=60", "optim.lr=1e-2", "eval.period=0", "metrics.tensorboard=false", "train.device=cpu", f"run_dir={path}",
+        "model.nb_heads=2", "train.steps=60", "optim.lr=1e-2", "eval.period=0",
+        "metrics.tensorboard=false", "train.device=cpu", f"run_dir={path}",
     ]  # fmt: skip
     assert run_command(TRAIN, train.__wrapped__, args) == 0
     return path
