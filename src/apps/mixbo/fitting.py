@@ -1,0 +1,101 @@
+"""Hyper-parameters of the surrogate: maximum a posteriori, a pure function of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from gpytorch.kernels import Kernel
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor
+
+from . import priors
+from .kernels import SurrogateKernel
+from .options import SurrogateConfig
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A kernel with its hyper-parameters, the noise variance (outputs,) in scaled units, and the scaling of the outputs."""
+
+    kernel: Kernel
+    noise: Tensor
+    shift: Tensor
+    scale: Tensor
+
+
+def fit(x: Array, y: Array, dim: int, options: SurrogateConfig) -> Fitted:
+    """Fit rows x (n, dim + 3) and values y (n, outputs). The same data give the same fit; repeated calls cost nothing."""
+    return _fit(x.tobytes(), np.ascontiguousarray(y).tobytes(), len(x), y.shape[1], dim, options)
+
+
+@lru_cache(maxsize=64)
+def _fit(x: bytes, y: bytes, n: int, outputs: int, dim: int, options: SurrogateConfig) -> Fitted:
+    inputs = torch.as_tensor(np.frombuffer(x).reshape(n, dim + 3).copy())
+    values = torch.as_tensor(np.frombuffer(y).reshape(n, outputs).copy())
+    shift, scale = scaling(inputs, values, dim)
+    floor = (options.noise_floor / scale).square()
+    kernel = SurrogateKernel(dim, outputs, options)
+    if n:
+        _maximise(kernel, inputs, ((values - shift) / scale).T, floor)
+    with torch.no_grad():
+        noise = floor + kernel.noise_sd().square()
+    return Fitted(kernel, noise, shift, scale)
+
+
+def scaling(x: Tensor, y: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Shift and scale (outputs,) that give unit sd to what a plane in log size and log step leaves over."""
+    if len(x) < 2:
+        return y.mean(dim=0) if len(x) else torch.zeros(y.shape[1], dtype=y.dtype), torch.ones(y.shape[1], dtype=y.dtype)
+    design = torch.cat((torch.ones(len(x), 1, dtype=x.dtype), x[:, dim : dim + 2]), dim=1)
+    left_over = y - design @ (torch.linalg.pinv(design) @ y)
+    scale = left_over.std(dim=0)
+    return y.mean(dim=0), torch.where(scale > 1e-9, scale, torch.ones_like(scale))
+
+
+def log_posterior(kernel: SurrogateKernel, x: Tensor, y: Tensor, floor: Tensor) -> Tensor:
+    """Log marginal likelihood of y (outputs, n) plus log prior, up to a constant, summed over outputs; sets ``theta.grad``.
+
+    The gradient of the likelihood is passed through the covariance by hand, (K^-1 - a a^T) / 2 with a = K^-1 y (Rasmussen and
+    Williams 2006, eq. 5.9): one factorisation, and no differentiation of it.
+    """
+    kernel.theta.grad = None
+    noise = floor + kernel.noise_sd().square()
+    covariance = kernel.forward(x, x) + torch.diag_embed(noise[:, None].expand(-1, len(x)))
+    with torch.no_grad():
+        factor = torch.linalg.cholesky(covariance)
+        weights = torch.cholesky_solve(y.unsqueeze(-1), factor)
+        slope = 0.5 * (torch.cholesky_inverse(factor) - weights @ weights.transpose(-1, -2))
+        likelihood = -0.5 * (y.unsqueeze(-1) * weights).sum() - factor.diagonal(dim1=-1, dim2=-2).log().sum()
+    covariance.backward(slope)
+    centred = (kernel.theta - kernel.theta_prior.loc) / kernel.theta_prior.scale
+    penalty = 0.5 * centred.square().sum()
+    penalty.backward()
+    return likelihood - penalty.detach()
+
+
+def _maximise(kernel: SurrogateKernel, x: Tensor, y: Tensor, floor: Tensor) -> None:
+    start = kernel.theta.detach().clone()
+    worst = torch.finfo(torch.float64).max ** 0.5
+
+    def loss(flat: Array) -> tuple[float, Array]:
+        with torch.no_grad():
+            kernel.theta.copy_(torch.as_tensor(flat).reshape(start.shape))
+        try:
+            value = -log_posterior(kernel, x, y, floor)
+        except torch.linalg.LinAlgError:
+            return worst, np.zeros_like(flat)
+        assert kernel.theta.grad is not None
+        return float(value), kernel.theta.grad.flatten().numpy().copy()
+
+    bound = [(m - 6 * s, m + 6 * s) for m, s in zip(kernel.theta_prior.loc.tolist(), kernel.theta_prior.scale.tolist(), strict=True)]
+    options = {"maxiter": priors.ITERATIONS}
+    best = minimize(loss, start.flatten().numpy(), jac=True, method="L-BFGS-B", bounds=bound * len(start), options=options)
+    with torch.no_grad():
+        kernel.theta.copy_(torch.as_tensor(best.x).reshape(start.shape))
+        kernel.theta.grad = None

@@ -1,0 +1,101 @@
+"""Which mixtures are worth looking at: a wide pool, narrowed by the posterior at the target, and a local search on the simplex."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .observations import rows
+from .problem import Problem
+from .records import Record
+from .surrogate import Surrogate
+
+Array = NDArray[np.float64]
+
+CONCENTRATIONS = (1.0, 0.3, 3.0)  # inside, near faces and corners, and near the centroid
+STEPS = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005)  # mass moved by the local search: from coarse to the finest share that matters
+
+
+def tested(records: Sequence[Record]) -> Array:
+    """(n, K): each mixture that was tried and did not fail, once, in order of first use."""
+    seen = dict.fromkeys(tuple(np.round(record.weights, 9)) for record in records if record.status != "failed")
+    return np.array(list(seen))
+
+
+def at_target(problem: Problem, weights: Array) -> Array:
+    """Surrogate inputs of mixtures at the target, for no particular run."""
+    size, step = problem.fidelities.target
+    return rows(problem, weights, size, float(step))
+
+
+def wide_pool(problem: Problem, rng: np.random.Generator) -> Array:
+    """(about ``strategy.pool``, K): corners, pairs of corners, the centroid and Dirichlet draws of several concentrations."""
+    if problem.space.choices is not None:
+        return np.array(problem.space.choices)
+    corners = problem.space.corners()
+    i, j = np.triu_indices(len(corners), k=1)
+    share = problem.strategy.pool // len(CONCENTRATIONS)
+    drawn = [problem.space.sample(share, rng, concentration) for concentration in CONCENTRATIONS]
+    return np.vstack([corners, (corners[i] + corners[j]) / 2, problem.space.centroid()[None], *drawn])
+
+
+def descend(problem: Problem, score: Callable[[Array], Array], start: Array, rounds: int = 12) -> Array:
+    """Pattern search: move mass between pairs of domains while the score falls, then with a smaller step. Returns (K,)."""
+    best, value = start, float(score(start[None])[0])
+    for step in STEPS:
+        for _ in range(rounds):
+            moved = problem.space.transfers(best, (step,))
+            if not len(moved):
+                break
+            values = score(moved)
+            i = int(np.argmin(values))
+            if values[i] >= value - 1e-9:
+                break
+            best, value = moved[i], float(values[i])
+    return best
+
+
+def spread(scores: Sequence[Array], count: int) -> NDArray[np.int64]:
+    """Indices of the lowest of each score in turn, ``count`` in all, none twice."""
+    orders = [np.argsort(score, kind="stable") for score in scores]
+    chosen: dict[int, None] = {}
+    for rank in range(len(orders[0])):
+        for order in orders:
+            if len(chosen) < count:
+                chosen.setdefault(int(order[rank]))
+    return np.array(list(chosen), dtype=int)
+
+
+def promising(problem: Problem, surrogate: Surrogate, records: Sequence[Record], rng: np.random.Generator) -> tuple[Array, Array, Array]:
+    """The pool with its posterior at the target: mixtures (P, K), mean (P,) and sd (P,).
+
+    Holds the wide pool, everything tested, and what local searches find for the mean and for two optimistic bounds.
+    """
+    pool = np.vstack([wide_pool(problem, rng), tested(records)]) if len(records) else wide_pool(problem, rng)
+    mean, sd = target_posterior(problem, surrogate, pool)
+    if problem.space.choices is not None:
+        return pool, mean, sd
+    found = []
+    for optimism in (0.0, 1.0, 2.0):
+        start = pool[np.argmin(mean - optimism * sd)]
+        best = descend(problem, partial(_bound, problem, surrogate, optimism), start, rounds=6)
+        found.append(np.vstack([best[None], problem.space.transfers(best, (0.05, 0.02))]))
+    local = np.vstack(found)
+    extra_mean, extra_sd = target_posterior(problem, surrogate, local)
+    return np.vstack([pool, local]), np.concatenate([mean, extra_mean]), np.concatenate([sd, extra_sd])
+
+
+def target_posterior(problem: Problem, surrogate: Surrogate, weights: Array) -> tuple[Array, Array]:
+    """Mean and sd (n,) of the mixture part of the objective at the target: fit for comparing mixtures, not for its level."""
+    basis = surrogate.basis(at_target(problem, weights), contrast=True)
+    return basis.mean, np.sqrt(surrogate.variance(basis))
+
+
+def _bound(problem: Problem, surrogate: Surrogate, optimism: float, weights: Array) -> Array:
+    if optimism == 0.0:
+        return surrogate.mean(at_target(problem, weights))
+    mean, sd = target_posterior(problem, surrogate, weights)
+    return mean - optimism * sd

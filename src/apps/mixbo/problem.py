@@ -1,0 +1,114 @@
+"""What is to be solved: space, fidelities, cost and metric, put together once and never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.nanollama.config import ConfigError
+
+from .options import CostConfig, StrategyConfig, SurrogateConfig
+from .space import MixtureSpace
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Fidelities:
+    """Model sizes (with their parameter counts, increasing) and training steps (increasing). The last of each is the target."""
+
+    sizes: tuple[str, ...]
+    parameters: tuple[float, ...]
+    steps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sizes or len(self.sizes) != len(self.parameters) or len(set(self.sizes)) != len(self.sizes):
+            raise ConfigError(f"fidelity.model_size: different names with one parameter count each are needed, got {self.sizes}")
+        if list(self.parameters) != sorted(set(self.parameters)) or self.parameters[0] <= 0:
+            raise ConfigError(f"fidelity.model_size must go from small to large, the target last; got {self.sizes} with {self.parameters}")
+        if not self.steps or list(self.steps) != sorted(set(self.steps)) or self.steps[0] < 1:
+            raise ConfigError(f"fidelity.steps must be positive and increase, the target last; got {list(self.steps)}")
+
+    @property
+    def target(self) -> tuple[int, int]:
+        """Index of the largest size, and the last step."""
+        return len(self.sizes) - 1, self.steps[-1]
+
+    def index(self, model_size: str) -> int:
+        """Position of a size name."""
+        if model_size not in self.sizes:
+            raise ConfigError(f"model_size {model_size!r} is not one of {list(self.sizes)}")
+        return self.sizes.index(model_size)
+
+    def coordinates(self, size: NDArray[np.int64] | int, step: Array | float) -> tuple[Array, Array]:
+        """Log size and log step, each scaled so that the smallest of the grid is 0 and the target is 1.
+
+        Ratios of logs do not depend on the units of either. A "step" may mean more tokens in one size than in another; that is
+        a constant in log tokens per size, which the dependence on size takes up.
+        """
+        n = np.log(np.asarray(self.parameters))
+        s = np.ones(len(n)) if len(n) == 1 else (n - n[0]) / (n[-1] - n[0])
+        first, last = np.log(self.steps[0]), np.log(self.steps[-1])
+        steps = np.asarray(step, dtype=float)
+        t = (np.log(steps) - last) / (last - first) + 1 if last > first else np.ones_like(steps)
+        return s[np.asarray(size)], t
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The objective as a weighted sum of outputs, and its direction, declared here once. Everything after is minimised."""
+
+    outputs: tuple[str, ...]
+    weights: tuple[float, ...]
+    maximise: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.outputs or len(self.outputs) != len(self.weights):
+            raise ConfigError(f"metric: one weight per output is needed, got {self.weights} for {self.outputs}")
+
+    @property
+    def signed(self) -> Array:
+        """Weights of the outputs in the minimised objective."""
+        return np.asarray(self.weights) * (-1.0 if self.maximise else 1.0)
+
+    def objective(self, values: Array | Sequence[float]) -> Array:
+        """Minimised objective of values (..., outputs)."""
+        return np.asarray(values, dtype=float) @ self.signed
+
+    def own_units(self, objective: float) -> float:
+        """An objective value as the user declared it (an accuracy is positive again)."""
+        return -objective if self.maximise else objective
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything a strategy is given beside the records. ``flops_per_step`` has one entry per size."""
+
+    space: MixtureSpace
+    fidelities: Fidelities
+    metric: Metric
+    flops_per_step: tuple[float, ...]
+    cost: CostConfig = field(default_factory=CostConfig)
+    surrogate: SurrogateConfig = field(default_factory=SurrogateConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    table: frozenset[tuple[tuple[float, ...], str, int]] | None = None  # discrete problem: what can be asked for
+
+    def __post_init__(self) -> None:
+        if len(self.flops_per_step) != len(self.fidelities.sizes) or min(self.flops_per_step) <= 0:
+            raise ConfigError(f"flops_per_step: one positive number per model size is needed, got {self.flops_per_step}")
+        held = self.strategy.model_size
+        if held is not None:
+            self.fidelities.index(held)
+
+    @property
+    def full_run(self) -> float:
+        """FLOPs of one run of the largest model to the last step."""
+        size, step = self.fidelities.target
+        return self.flops_per_step[size] * step
+
+    def available(self, weights: Sequence[float], model_size: str, steps: int) -> bool:
+        """Whether a discrete problem has this trial; always true otherwise."""
+        return self.table is None or (tuple(weights), model_size, steps) in self.table

@@ -1,0 +1,62 @@
+"""Expected improvement: at the target only, naively per FLOP, and per cost weighted by what a fidelity says about the target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import erfcx
+from scipy.stats import norm
+
+from ..design import anchors_at_target, full_run, next_of_design
+from ..problem import Problem
+from ..records import Record, Suggestion
+from .grid import build, choose
+
+Array = NDArray[np.float64]
+
+
+def log_ei(mean: Array, sd: Array, best: float) -> Array:
+    """log E[max(best - Y, 0)], Y ~ N(mean, sd^2), in the same scale as ``best``, finite far into the tail (Ament et al. 2023)."""
+    z = (best - mean) / sd
+    near = np.log(norm.pdf(np.maximum(z, -1.0)) + np.maximum(z, -1.0) * norm.cdf(np.maximum(z, -1.0)))
+    far = np.minimum(z, -1.0)
+    ratio = 1 + far * np.sqrt(np.pi / 2) * erfcx(-far / np.sqrt(2))  # cancels like 1 / z^2
+    ratio = np.where(far > -1e3, ratio, 1 / far**2)
+    return np.log(sd) + np.where(z > -1, near, norm.logpdf(far) + np.log(ratio))
+
+
+def ei(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
+    """Expected improvement with full runs of the largest model only, corners and centroid first: the single-fidelity baseline.
+
+    Does not obey the start-small rules.
+    """
+    first = next_of_design(anchors_at_target(problem), problem, records)
+    if first is not None:
+        return full_run(problem, first[0], problem.fidelities.target[0])
+    grid = build(problem, records, rng, only_target=True)
+    value = log_ei(grid.there.mean, np.sqrt(grid.surrogate.variance(grid.there)), grid.best)
+    return choose(grid, value[:, None], start_small=False)
+
+
+def ei_per_flop(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
+    """Plain EI of each candidate's own value over the best predicted anywhere, divided by cost.
+
+    Kept to show why it fails: a small model's loss improves on nothing, so only the largest sizes ever have a value.
+    """
+    grid = build(problem, records, rng)
+    sd = np.sqrt(grid.surrogate.variance(grid.basis))
+    value = log_ei(grid.basis.mean, sd, grid.best).reshape(grid.shape)
+    return choose(grid, value - np.log(grid.charged_cf))
+
+
+def ei_cost(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
+    """EI at the target, times the correlation of the proposed fidelity with the target, per cost.
+
+    Without the correlation the value would not depend on the fidelity but through its cost, and the cheapest would always win.
+    """
+    grid = build(problem, records, rng)
+    value = log_ei(grid.there.mean, np.sqrt(grid.surrogate.variance(grid.there)), grid.best)
+    rho = np.maximum(np.abs(grid.rho_cf()), 1e-12)
+    return choose(grid, value[:, None] + np.log(rho) - np.log(grid.charged_cf))

@@ -1,0 +1,35 @@
+"""Strategies that draw: uniformly on the simplex, or from the posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..design import full_run
+from ..problem import Problem
+from ..records import Record, Suggestion
+from .grid import build, choose
+
+
+def random(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
+    """A mixture drawn uniformly, trained in full at the largest size. Does not obey the start-small rules."""
+    for _ in range(1000):
+        w = problem.space.sample(1, rng)[0]
+        if problem.available(w.tolist(), problem.fidelities.sizes[-1], problem.fidelities.steps[-1]):
+            break
+    return full_run(problem, w, problem.fidelities.target[0])
+
+
+def thompson(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
+    """The minimiser of one posterior draw at the target, at the fidelity that explains most of its variance per cost."""
+    grid = build(problem, records, rng)
+    covariance = grid.surrogate.covariance(grid.there, grid.there)
+    draw = rng.multivariate_normal(grid.there.mean, covariance, method="eigh", check_valid="ignore")
+    value = np.where(np.isfinite(draw), -draw, -np.inf)[:, None] + 0 * grid.added_cf
+    explained = grid.rho_cf() ** 2 / grid.charged_cf
+    allowed = grid.allowed_cf.any(axis=1)
+    winner = int(np.argmin(np.where(allowed, draw, np.inf)))
+    value = np.full(grid.shape, -1e6) + value
+    value[winner] = explained[winner]
+    return choose(grid, value)
