@@ -1,8 +1,12 @@
 """The training commands of the seed experiment, for real at tiny sizes."""
 
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,3 +127,19 @@ def test_run_folders_hold_a_config_that_reproduces_the_setup(tmp_path) -> None:
 
     assert run_command(TRAIN, task, args) == 0
     assert seen["cfg"] == seen["again"] and seen["cfg"].alpha_X == 5e-2
+
+
+@pytest.mark.parametrize("place", ["anywhere", "a job of Slurm"])
+def test_the_difficulty_script_runs_from_anywhere_and_as_a_copy_in_slurms_spool(place: str, tmp_path) -> None:
+    script = ROOT / "src/apps/gssm/configs/experiment0/difficulty.sh"
+    env, cwd = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}, tmp_path
+    env.pop("SLURM_JOB_ID", None)
+    if place == "a job of Slurm":
+        script = Path(shutil.copy(script, tmp_path / "slurm_script"))
+        env |= {"SLURM_JOB_ID": "1", "SLURM_SUBMIT_DIR": str(ROOT)}
+    small = ["map.alpha_X.num=2", "map.alpha_Z.num=1", "graph_seeds=1", "measure.tokens=2000", "measure.sequences=4", "data.seq_len=16"]
+    done = subprocess.run(["bash", script, *small, f"run_dir={tmp_path / 'run'}"], cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run" / "difficulty.json").read_text())
+    assert [(row["alpha_X"], row["alpha_Z"]) for row in found["settings"]] == [(1e-3, 1e-3), (1.0, 1e-3)]
+    assert "#SBATCH --time=" in (ROOT / "src/apps/gssm/configs/experiment0/difficulty.sh").read_text()
