@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from .config import ConfigError
@@ -39,7 +41,7 @@ class Ranks:
         """Largest value any rank gives; how ranks agree to stop."""
         if self.world == 1:
             return value
-        flag = torch.tensor(value, device=self.device)
+        flag = torch.tensor(value)  # on the CPU: asking does not wait for the device
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return int(flag)
 
@@ -48,9 +50,40 @@ class Ranks:
         if self.world > 1:
             dist.barrier()
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Average gradients over ranks."""
-        return DistributedDataParallel(model) if self.world > 1 else model
+    def shard(self, model: nn.Module, blocks: Iterable[nn.Module], parallel: str) -> None:
+        """Under ``fsdp`` keep only this rank's part of every parameter, gathered block by block when it is needed (FSDP2).
+
+        What belongs to no block (embedding, last norm, head) is one group, gathered for the whole forward pass: a tied embedding is
+        then whole in both of its places.
+        """
+        if parallel == "fsdp" and self.world > 1:
+            mesh = init_device_mesh(self.device.type, (self.world,))
+            for block in blocks:
+                fully_shard(block, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+
+    def replicate(self, module: nn.Module, parallel: str) -> nn.Module:
+        """Under ``ddp`` average gradients over ranks, each of which has a whole copy."""
+        if parallel == "ddp" and self.world > 1:
+            return DistributedDataParallel(module, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        return module
+
+
+@contextmanager
+def local_gradients(module: nn.Module) -> Iterator[None]:
+    """Inside, backward passes leave gradients unreduced: with accumulation, ranks communicate once a step."""
+    if isinstance(module, DistributedDataParallel):
+        with module.no_sync():
+            yield
+        return
+    sharded = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    for part in sharded:
+        part.set_requires_gradient_sync(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in sharded:
+            part.set_requires_gradient_sync(True, recurse=False)
 
 
 def pick_device(name: str) -> torch.device:
@@ -66,12 +99,13 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def ranks(device_name: str) -> Iterator[Ranks]:
-    """Join the process group that torchrun announces, leave it at the end."""
+    """Join the process group that torchrun announces and leave it at the end; one that is there already is used and left alone."""
     device = pick_device(device_name)
-    if world_size() > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    mine = world_size() > 1 and not dist.is_initialized()
+    if mine:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(rank(), world_size(), device)
     finally:
-        if dist.is_initialized():
+        if mine:
             dist.destroy_process_group()

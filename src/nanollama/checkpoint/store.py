@@ -31,6 +31,7 @@ from .retention import expired
 
 log = logging.getLogger("nanollama")
 
+OPTIONAL = {"scale", "rng"}
 Tensors = Mapping[str, Any]  # nested dictionaries with tensors as leaves
 
 _PICKLE_MODULES = {"torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"}
@@ -85,8 +86,8 @@ class Store:
         self.ranks = ranks
         self.keep = keep
 
-    def save(self, step: int, tensors: Tensors, numbers: Mapping[str, Any]) -> Path:
-        """Write ``checkpoints/<step>`` (collective) and delete what retention lets go. A step saved before is left as it is."""
+    def save(self, step: int, tensors: Tensors, numbers: Mapping[str, Any], prune: bool = True) -> Path:
+        """Write ``checkpoints/<step>`` (collective) and, with ``prune``, delete what retention lets go. A step saved before stays."""
         target = self.folder / f"{step}"
         if target.exists():
             return target
@@ -100,7 +101,7 @@ class Store:
         if self.ranks.rank == 0:
             (scratch / "state.json").write_text(json.dumps(dict(numbers)))
             os.replace(scratch, target)
-            for old in expired(numbered(self.folder), self.keep):
+            for old in expired(numbered(self.folder), self.keep) if prune else ():
                 shutil.rmtree(self.folder / str(old))
         self.ranks.barrier()
         return target
@@ -123,10 +124,20 @@ def load(path: Path, tensors: Tensors, ranks: Ranks) -> dict[str, Any]:
         raise ConfigError(f"{path} is not a checkpoint (no state.json); give a folder such as RUN/checkpoints/1000")
     numbers = json.loads((path / "state.json").read_text())
     reader = SafeReader(path)
-    _check_shapes(path, reader.read_metadata(), tensors["model"])
+    stored = reader.read_metadata()
+    _check_shapes(path, stored, tensors["model"])
     with quiet():
-        dcp.load(dict(tensors), storage_reader=reader, no_dist=ranks.world == 1)
+        dcp.load(_stored(tensors, stored), storage_reader=reader, no_dist=ranks.world == 1)
     return numbers
+
+
+def _stored(tensors: Tensors, stored: Metadata) -> dict[str, Any]:
+    """``tensors`` without those optional ones that the checkpoint lacks: of another precision, or of fewer ranks."""
+    found = dict(tensors)
+    for key in OPTIONAL & tensors.keys():
+        held = {name.split(".")[1] for name in stored.state_dict_metadata if name.startswith(f"{key}.")}
+        found[key] = {name: value for name, value in tensors[key].items() if name in held}
+    return found
 
 
 def _check_shapes(path: Path, stored: Metadata, model: Mapping[str, torch.Tensor]) -> None:

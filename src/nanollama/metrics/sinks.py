@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,10 +34,15 @@ class Jsonl:
         self._file = path.open("a", buffering=1)
 
     def write(self, record: Record) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps({k: None if _not_finite(v) else v for k, v in record.items()}, allow_nan=False) + "\n")
 
     def close(self) -> None:
         self._file.close()
+
+
+def _not_finite(value: Any) -> bool:
+    """JSON has no NaN."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def complete_lines(path: Path) -> list[str]:

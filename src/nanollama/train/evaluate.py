@@ -34,14 +34,16 @@ def sequence_losses(model: nn.Module, tokens: np.ndarray, batch: int, ranks: Ran
     """Mean loss of each sequence (N,), float64, nats per token; the ranks share the work and all get the whole result."""
     losses = torch.zeros(len(tokens), dtype=torch.float64, device=ranks.device)
     start, length = ranks.share(len(tokens))
+    longest = -(-len(tokens) // ranks.world)
     model.eval()
-    for low in range(start, start + length, batch):
-        high = min(low + batch, start + length)
-        part = torch.from_numpy(tokens[low:high].astype(np.int64)).to(ranks.device)
+    for low in range(0, longest, batch):  # as many rounds on every rank: a sharded model is gathered by all of them together
+        rows = slice(start + min(low, length), start + min(low + batch, length))
+        mine = tokens[rows] if rows.start < rows.stop else tokens[:1]
+        part = torch.from_numpy(mine.astype(np.int64)).to(ranks.device)
         with precision(precision_name, ranks.device):
             logits = model(part[:, :-1])
         nll = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten(), reduction="none")
-        losses[low:high] = nll.view(high - low, -1).double().mean(dim=1)
+        losses[rows] = nll.view(len(mine), -1).double().mean(dim=1)[: rows.stop - rows.start]
     model.train()
     return ranks.sum(losses).cpu().numpy()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -31,11 +31,10 @@ from ..model import sizing
 from ..model.transformer import Transformer
 from ..profiler import flops
 from .evaluate import HeldOut, evaluate
-from .optim import adamw
 from .resolve import Training
 from .schedule import decay_start
 from .state import TrainState
-from .step import Step
+from .step import Step, check_mode
 
 log = logging.getLogger("nanollama")
 
@@ -70,15 +69,16 @@ class Loop:
         self, cfg: Training, run: RunFolder, source: DataSource, held_out: Mapping[str, HeldOut], floor: Floor | None, here: Ranks
     ) -> None:
         self.cfg, self.run, self.source, self.held_out, self.floor, self.ranks = cfg, run, source, held_out, floor, here
-        self.bare = Transformer(cfg.model).to(here.device)
-        self.bare.init_weights(cfg.train.seed)
-        self.model = here.wrap(self.bare)
-        self.state = TrainState(self.model, adamw(self.model, cfg.optim))
-        self.state.loss_sum = self.state.loss_sum.to(here.device)
-        self.step = Step(self.model, self.state.optimizer, cfg.train, cfg.optim, here.device)
+        check_mode(cfg.train, here)
+        self.model = Transformer(cfg.model).to(here.device)
+        self.model.init_weights(cfg.train.seed)
+        here.shard(self.model, self.model.layers, cfg.train.parallel)
+        self.state = TrainState(self.model, cfg.train, cfg.optim, here)
+        self.step = Step(self.state, cfg.train, cfg.optim, here)
         self.store = Store(run.path, here, cfg.checkpoint.keep)
-        self.flops_per_token = flops.train_flops_per_token(self.bare.cfg, cfg.data.seq_len)
-        self.peak = flops.device_peak(torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else "cpu", cfg.train.precision)
+        self.flops_per_token = flops.training(self.model.cfg, cfg.data.seq_len)
+        peak = flops.peak(torch.cuda.get_device_name(here.device)) if here.device.type == "cuda" else None
+        self.peak = peak * here.world if peak else None
         self.best: dict[str, float] = {}
         self.added_tokens = 0  # by this run; a continued one does not count its parent's
         self.sinks = Sinks(run.path, cfg.metrics, {}, active=False)
@@ -89,7 +89,7 @@ class Loop:
         """Take up this folder's newest checkpoint, or the one that ``checkpoint.init_from`` names; open the sinks at that step."""
         numbers: dict[str, Any] | None = None
         if numbered(self.store.folder):
-            tensors = self.state.tensors()  # asked for only here: it gives the optimiser a state, which a fresh run must not have
+            tensors = self.state.tensors()
             numbers = self.store.load_newest(tensors)
             self._check_continuable(numbers, self.cfg.optim, str(self.store.folder))
         elif self.cfg.checkpoint.init_from:
@@ -125,11 +125,11 @@ class Loop:
         stream = batches(self.source, "train", cfg.data.batch_size, self.state.step, self.ranks.rank, self.ranks.world)
         with bar, Prefetch(islice(stream, cfg.train.steps - self.state.step)) as prefetched:
             for tokens in self._to_device(prefetched):
-                loss, norm, lr = self.step(self.state.step, tokens)
-                self._count(loss)
+                lr = self.step(self.state.step, tokens)
+                self._count()
                 bar.update()
                 if self.state.step % cfg.train.log_period == 0 or self.state.step == cfg.train.steps:
-                    bar.set_postfix(self._log(norm, lr), refresh=False)
+                    bar.set_postfix(self._log(lr), refresh=False)
                 self._evaluate_and_save()
                 self._stop_if_asked(stop)
         return self._finish()
@@ -141,37 +141,48 @@ class Loop:
                 tokens = tokens.pin_memory().to(self.ranks.device, non_blocking=True)
             yield tokens.long()
 
-    def _count(self, loss: Tensor) -> None:
+    def _count(self) -> None:
         self.state.step += 1
         added = self.cfg.data.batch_size * self.cfg.data.seq_len
         self.state.tokens += added
         self.added_tokens += added
-        self.state.loss_sum += loss
-        self.state.loss_count += 1
 
     def _start_interval(self) -> None:
         self._interval = (time.perf_counter(), self.state.tokens)
 
-    def _log(self, norm: Tensor, lr: float) -> dict[str, str]:
-        """One training record: losses are means over the steps since the last one. The only place that waits for the device."""
-        loss = float(self.ranks.sum(self.state.loss_sum)) / self.state.loss_count / self.ranks.world
+    def _log(self, lr: float) -> dict[str, str]:
+        """One training record: losses are means over the finite steps since the last one. The only place that waits for the device."""
+        tally, state = self.state.tally, self.state
+        loss_sum = self.ranks.sum(tally.loss.clone()) / self.ranks.world
+        counts = torch.stack([tally.steps, tally.skipped, tally.in_a_row]).tolist()
+        loss, grad_norm = float(loss_sum) / counts[0] if counts[0] else None, float(self.step.norm)
+        tally.start_interval()
         seconds = time.perf_counter() - self._interval[0]
-        speed = (self.state.tokens - self._interval[1]) / seconds
-        grad_norm = float(norm)
-        record: dict[str, Any] = {"step": self.state.step, "tokens": self.state.tokens, "split": "train", "loss": loss}
+        speed = (state.tokens - self._interval[1]) / seconds
+        record: dict[str, Any] = {**self._position("train"), "loss": loss}
         if self.floor:
-            record |= {"bayes_loss": self.floor.mean, "bayes_loss_se": self.floor.se, "excess_loss": loss - self.floor.mean}
-        record |= {"grad_norm": grad_norm, "lr": lr, "tokens_per_s": speed}
-        record |= flops.utilisation(self.flops_per_token, speed, self.peak, self.ranks.world)
+            excess = loss - self.floor.mean if loss is not None else None
+            record |= {"bayes_loss": self.floor.mean, "bayes_loss_se": self.floor.se, "excess_loss": excess}
+        record |= {"grad_norm": grad_norm, "lr": lr, "skipped_steps": counts[1], "tokens_per_s": speed}
+        shape, length = self.model.cfg, self.cfg.data.seq_len
+        record |= {name: getattr(flops, name)(shape, length, speed, self.peak) for name in ("mfu_causal", "mfu_palm", "hfu")}
         self.sinks.write(record)
-        self.state.loss_sum.zero_()
-        self.state.loss_count = 0
-        self.run.summary.update(steps=self.state.step, tokens=self.state.tokens, train_loss=loss)
-        if not math.isfinite(loss) or not math.isfinite(grad_norm):
-            raise RunFailed(f"loss {loss}, gradient norm {grad_norm} at step {self.state.step}", status="nan")
+        self.run.summary.update(steps=state.step, tokens=state.tokens, train_loss=loss, skipped_steps=counts[1])
+        if counts[2] >= min(self.cfg.train.max_skipped, -(-self.cfg.train.steps // 2)):
+            self._fail(f"the gradient was not finite in the last {counts[2]} steps")
         self._start_interval()
-        shown = {"loss": f"{loss:.4f}", "tok/s": f"{speed:,.0f}"}
-        return shown | ({"excess": f"{record['excess_loss']:.4f}"} if self.floor else {})
+        shown = {"loss": f"{loss:.4f}" if loss is not None else "-", "tok/s": f"{speed:,.0f}"}
+        return shown | ({"excess": f"{record['excess_loss']:.4f}"} if record.get("excess_loss") is not None else {})
+
+    def _position(self, split: str) -> dict[str, Any]:
+        """What every record begins with; ``flops`` are those of this run so far, forward and backward."""
+        spent = self.added_tokens * self.flops_per_token
+        return {"step": self.state.step, "tokens": self.state.tokens, "flops": spent, "split": split}
+
+    def _fail(self, why: str) -> NoReturn:
+        """End as ``nan``; what was saved before stays, and the weights as they are now are saved beside it to look at."""
+        self._save(prune=False)
+        raise RunFailed(f"{why}, at step {self.state.step}; a lower optim.lr, a longer optim.warmup or optim.clip may help", status="nan")
 
     def _evaluate_and_save(self) -> None:
         """Periodic work between two steps; its time does not count as training time."""
@@ -188,16 +199,18 @@ class Loop:
 
     def _evaluate(self) -> dict[str, dict[str, Any]]:
         batch = max(1, self.cfg.train.micro_batch or 1)
-        records = evaluate(self.bare, self.held_out, batch, self.ranks, self.cfg.train.precision)
+        records = evaluate(self.model, self.held_out, batch, self.ranks, self.cfg.train.precision)
         for split, record in records.items():
-            self.sinks.write({"step": self.state.step, "tokens": self.state.tokens, "split": split, **record})
+            self.sinks.write({**self._position(split), **record})
             self.best[split] = min(record["loss"], self.best.get(split, math.inf))
+        broken = [split for split, record in records.items() if not math.isfinite(record["loss"])]
+        if broken:
+            self._fail(f"the loss on {', '.join(broken)} is not finite")
         return records
 
-    def _save(self) -> None:
-        self.state.loss_sum = self.ranks.sum(self.state.loss_sum) / self.ranks.world  # ranks store one and the same number
+    def _save(self, prune: bool = True) -> None:
         numbers = {**self.state.numbers(), "planned_steps": self.cfg.train.steps, "best": self.best, "added_tokens": self.added_tokens}
-        self.store.save(self.state.step, self.state.tensors(), numbers)
+        self.store.save(self.state.step, self.state.tensors(), numbers, prune)
 
     def _stop_if_asked(self, stop: StopFlag) -> None:
         """End between two steps, with a checkpoint. Several ranks agree at log steps only, since agreeing waits for the device."""
@@ -226,7 +239,7 @@ class Loop:
             "steps": self.state.step,
             "tokens": self.state.tokens,
             "parameters": sizing.num_params(self.cfg.model),
-            "flops": self.added_tokens * self.flops_per_token["causal"],
+            "flops": self.added_tokens * self.flops_per_token,
             "peak_memory_bytes": peak_memory(self.ranks.device),
             "checkpoint": str(numbered(self.store.folder)[-1]),
         }

@@ -11,7 +11,10 @@ from ..config.schema import CheckpointConfig, DataConfig, EvalConfig, MetricsCon
 from ..model import sizing
 
 # What may change between the two halves of a resumed run.
-VOLATILE = ("train.steps", "train.log_period", "train.device", "train.mode", "train.micro_batch", "eval", "checkpoint", "metrics")
+VOLATILE = (
+    *("train.steps", "train.log_period", "train.max_skipped", "train.device", "train.mode", "train.parallel", "train.micro_batch"),
+    *("eval", "checkpoint", "metrics", "profiler"),
+)
 
 
 class Training(Protocol):

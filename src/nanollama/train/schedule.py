@@ -25,7 +25,7 @@ def linear(step: int, start: int, end: int, min_ratio: float) -> float:
 
 
 def decay_start(cfg: OptimConfig, steps: int) -> int:
-    """First step of the decay; a checkpoint before it can be continued as a longer run (never with cosine, always with constant)."""
+    """First step of the decay; a checkpoint before it can be continued as a longer run (constant: always, cosine and linear: never)."""
     if cfg.schedule == "constant":
         return steps
     return steps - round(cfg.decay * steps) if cfg.schedule == "wsd" else 0
@@ -36,6 +36,8 @@ def lr_ratio(cfg: OptimConfig, step: int, steps: int) -> float:
     ratio = warmup(step, cfg.warmup)
     if cfg.schedule == "cosine":
         ratio *= cosine(step, cfg.warmup, steps, cfg.min_ratio)
+    elif cfg.schedule == "linear":
+        ratio *= linear(step, cfg.warmup, steps, cfg.min_ratio)
     elif cfg.schedule == "wsd":
         ratio *= linear(step, decay_start(cfg, steps), steps, cfg.min_ratio)
     return ratio

@@ -2,43 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+
+from ..config.schema import OptimConfig, TrainConfig
+from ..distributed import Ranks
+from .optim import optimizers
+from .scale import LossScale
+from .tally import Tally
 
 
-@dataclass
 class TrainState:
-    """Model, optimiser and position. Data are addressed by step, so the step is all there is to say about them."""
+    """Model (sharded or not, never otherwise wrapped), optimisers, position. Data are addressed by step, so the step says all of them."""
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    step: int = 0  # optimiser steps done
-    tokens: int = 0  # tokens trained on
-    loss_sum: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))  # since the last log line
-    loss_count: int = 0
+    def __init__(self, model: nn.Module, train: TrainConfig, optim: OptimConfig, ranks: Ranks) -> None:
+        self.model = model
+        self.optimizers = optimizers(model, optim)
+        self.scale = LossScale(train.precision, ranks.device)
+        self.tally = Tally(ranks.device)
+        self.ranks = ranks
+        self.step = 0  # optimiser steps done
+        self.tokens = 0  # tokens trained on
+        torch.manual_seed(train.seed + ranks.rank)
 
     def tensors(self) -> dict[str, Any]:
-        """Everything that DCP stores, by parameter name, whatever wraps the model. Leaves are the live tensors."""
-        optimizer = get_optimizer_state_dict(self.model, self.optimizer)
-        return {"model": get_model_state_dict(self.model), "optimizer": optimizer["state"], "loss_sum": self.loss_sum.cpu()}
+        """Everything that DCP stores, by parameter name, whatever wraps the model. Leaves are the live tensors: loading fills them.
+
+        Gives the optimiser a state, which a fresh run must not have: call it on a new state only to load into it.
+        """
+        self.ranks.sum(self.tally.loss).div_(self.ranks.world)  # ranks store one and the same number
+        return {
+            "model": get_model_state_dict(self.model),
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizers)["state"],
+            "tally": self.tally.tensors(),
+            "scale": self.scale.tensors(),
+            "rng": {f"{self.ranks.rank}": generators(self.ranks.device)},
+        }
 
     def numbers(self) -> dict[str, int]:
         """Everything else."""
-        return {"step": self.step, "tokens": self.tokens, "loss_count": self.loss_count}
+        return {"step": self.step, "tokens": self.tokens}
 
     def restore(self, tensors: dict[str, Any], numbers: dict[str, Any]) -> None:
         """Take over what a checkpoint held. Hyper-parameters (learning rate, decay) stay those of the present config."""
-        set_model_state_dict(self.model, tensors["model"])
-        groups = get_optimizer_state_dict(self.model, self.optimizer)["param_groups"]
-        set_optimizer_state_dict(self.model, self.optimizer, {"state": tensors["optimizer"], "param_groups": groups})
-        self.loss_sum = tensors["loss_sum"].to(self.loss_sum.device)
-        self.step, self.tokens, self.loss_count = numbers["step"], numbers["tokens"], numbers["loss_count"]
+        for name, state in tensors.get("rng", {}).get(f"{self.ranks.rank}", {}).items():
+            torch.set_rng_state(state) if name == "cpu" else torch.cuda.set_rng_state(state, self.ranks.device)
+        self.step, self.tokens = numbers["step"], numbers["tokens"]
+
+
+def generators(device: torch.device) -> dict[str, torch.Tensor]:
+    """States of the global random generators of this process, for layers that draw (dropout, say)."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states

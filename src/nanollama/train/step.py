@@ -1,63 +1,124 @@
-"""One optimiser step."""
+"""One optimiser step: forward, backward, clip, update. Nothing here waits for the device."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.tensor import DTensor
 
+from ..config import ConfigError
 from ..config.schema import OptimConfig, TrainConfig
+from ..distributed import Ranks, local_gradients
+from .capture import Captured
+from .optim import set_lr
 from .schedule import lr_ratio
+from .state import TrainState
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def precision(name: str, device: torch.device) -> torch.autocast | nullcontext:
-    """Autocast to bfloat16, or nothing for float32; parameters and optimiser stay in float32."""
-    return torch.autocast(device.type, torch.bfloat16) if name == "bf16" else nullcontext()
+    """Autocast to bfloat16 or float16, or nothing for float32; parameters and optimiser stay in float32."""
+    return torch.autocast(device.type, DTYPES[name]) if name in DTYPES else nullcontext()
+
+
+class NextToken(nn.Module):
+    """The training objective as a module, which is what gets compiled and replicated."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Mean cross-entropy of predicting ``tokens[:, 1:]`` (B, T + 1) from what precedes each, nats per token, 0-d."""
+        logits = self.model(tokens[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
 class Step:
-    """Forward and backward over the micro-batches of one rank's share, clip, update. Nothing here waits for the device."""
+    """Updates the model of ``state`` from one batch after another, and counts in ``state.tally``.
+
+    ``norm`` is the gradient norm of the last step before clipping, over all ranks (0-d, on the device).
+    """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, train: TrainConfig, optim: OptimConfig, device: torch.device
+        self, state: TrainState, train: TrainConfig, optim: OptimConfig, ranks: Ranks, lap: Callable[[str], None] | None = None
     ) -> None:
-        self.wrapped = torch.compile(model) if train.mode == "compile" else model
-        self.model = model
-        self.optimizer = optimizer
-        self.train, self.optim, self.device = train, optim, device
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.state, self.train, self.optim, self.ranks = state, train, optim, ranks
+        self.lap = lap or (lambda phase: None)
+        self.objective = ranks.replicate(NextToken(state.model), train.parallel)
+        self.forward = self._compiled() if train.mode != "eager" else self.objective
+        self.parameters = [p for p in state.model.parameters() if p.requires_grad]
+        self.norm = torch.zeros((), device=ranks.device)
+        self.run: Callable[[Tensor], None] = self._update
+        if train.mode == "cudagraph":
+            self.lap = lambda phase: None  # no time can be taken inside a graph
+            self.run = Captured(self._update)
 
-    def __call__(self, step: int, tokens: Tensor) -> tuple[Tensor, Tensor, float]:
-        """One update from ``tokens`` (B, T + 1) int64 on the device.
+    def _compiled(self) -> Callable[[Tensor], Tensor]:
+        """Shards are gathered block by block, so there the blocks are compiled one by one."""
+        if self.train.parallel == "fsdp" and self.ranks.world > 1:
+            for block in self.state.model.layers:  # type: ignore[union-attr]
+                block.compile()
+            return self.objective
+        return torch.compile(self.objective)
 
-        Returns the mean loss of this rank's share (nats per token, 0-d, on the device), the gradient norm before clipping (0-d, on the
-        device, over all ranks), and the learning rate.
-        """
+    def __call__(self, step: int, tokens: Tensor) -> float:
+        """Optimiser step ``step`` from ``tokens`` (B, T + 1) int64 on the device, this rank's share. Returns the learning rate."""
         lr = self.optim.lr * lr_ratio(self.optim, step, self.train.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self.state.optimizers, lr)
+        self.run(tokens)
+        return lr
+
+    def _update(self, tokens: Tensor) -> None:
         micro_batches = tokens.split(self.train.micro_batch or len(tokens))
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), device=self.ranks.device)
         for i, micro in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
-            with nullcontext() if last else self._no_sync():
-                loss = self.loss(micro) / len(micro_batches)
-                loss.backward()
+            with nullcontext() if last else local_gradients(self.objective):
+                with precision(self.train.precision, self.ranks.device):
+                    loss = self.forward(micro) / len(micro_batches)
+                self.lap("forward")
+                (loss * self.state.scale.value if self.state.scale.active else loss).backward()
+                self.lap("backward")
             total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip or float("inf"), foreach=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return total, norm, lr
+        self._apply(total)
+        self.lap("optimizer")
 
-    def _no_sync(self) -> AbstractContextManager:
-        """Keep gradients local until the last micro-batch: one all-reduce a step."""
-        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
+    def _apply(self, loss: Tensor) -> None:
+        """Clip and update, or leave everything as it is where the gradient is not finite; the device decides, the host never knows."""
+        state = self.state
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = total_norm(grads)
+        if state.scale.active:
+            norm = norm / state.scale.value
+        finite = norm.isfinite()
+        if self.optim.clip or state.scale.active:
+            factor = (self.optim.clip / (norm + 1e-6)).clamp(max=1.0) if self.optim.clip else torch.ones_like(norm)
+            torch._foreach_mul_(grads, factor / state.scale.value)
+        for optimizer in state.optimizers:
+            optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.norm.copy_(norm)
+        state.tally.add(loss, finite)
+        state.scale.update(finite)
 
-    def loss(self, tokens: Tensor) -> Tensor:
-        """Mean cross-entropy of predicting ``tokens[:, 1:]`` from what precedes each, nats per token."""
-        with precision(self.train.precision, self.device):
-            logits = self.wrapped(tokens[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+def total_norm(grads: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of all gradients, also where each rank has a shard of them."""
+    norm = nn.utils.get_total_norm(grads, foreach=True)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def check_mode(train: TrainConfig, ranks: Ranks) -> None:
+    """Raise ConfigError where ``train.mode`` cannot work."""
+    if train.mode == "cudagraph" and (ranks.device.type != "cuda" or ranks.world > 1):
+        raise ConfigError(
+            f"train.mode=cudagraph records a step on one CUDA device; this run has {ranks.world} x {ranks.device.type}: "
+            "use train.mode=compile or eager"
+        )

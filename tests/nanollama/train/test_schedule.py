@@ -23,6 +23,12 @@ def test_cosine_passes_through_its_middle_and_ends_at_min_ratio() -> None:
     assert lr_ratio(cfg, 100, 100) == pytest.approx(0.2)
 
 
+def test_linear_passes_through_its_middle_and_ends_at_min_ratio() -> None:
+    cfg = OptimConfig(schedule="linear", warmup=20, min_ratio=0.2)
+    assert [lr_ratio(cfg, s, 100) for s in (20, 60, 100)] == pytest.approx([1, 0.6, 0.2])
+    assert decay_start(cfg, 100) == 0  # every step depends on the length
+
+
 def test_wsd_is_constant_until_its_decay() -> None:
     cfg = OptimConfig(schedule="wsd", warmup=10, decay=0.2, min_ratio=0)
     assert decay_start(cfg, 100) == 80
@@ -30,7 +36,7 @@ def test_wsd_is_constant_until_its_decay() -> None:
     assert lr_ratio(cfg, 90, 100) == pytest.approx(0.5)
 
 
-@given(st.sampled_from(["constant", "cosine", "wsd"]), st.integers(0, 50), st.integers(1, 500), st.floats(0, 1), st.data())
+@given(st.sampled_from(["constant", "linear", "cosine", "wsd"]), st.integers(0, 50), st.integers(1, 500), st.floats(0, 1), st.data())
 def test_ratio_stays_between_zero_and_one(schedule, warmup, steps, share, data) -> None:
     cfg = OptimConfig(schedule=schedule, warmup=warmup, decay=share, min_ratio=share)
     assert 0 <= lr_ratio(cfg, data.draw(st.integers(0, steps)), steps) <= 1
