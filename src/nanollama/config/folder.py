@@ -23,6 +23,7 @@ from .compose import ROOT, Entry, as_dict
 from .errors import ConfigError
 
 STATUSES = ("ok", "nan", "oom", "invalid", "timeout", "killed", "error", "interrupted", "requeue")
+RESUME = ("auto", "never", "must")
 SNAPSHOT = ".snapshot.json"  # in the root of a code snapshot: where it came from
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "numba", "botorch", "gpytorch", "optuna", "tensorboard", "wandb")
 
@@ -86,10 +87,10 @@ class RunFolder:
             self._lock = None
 
 
-def open_folder(entry: Entry, cfg: Any, argv: Sequence[str]) -> RunFolder:
+def open_folder(entry: Entry, cfg: Any, argv: Sequence[str], resume: str = "auto") -> RunFolder:
     """Make the run's folder, or take up the one that ``run_dir`` names, and write down what was asked before anything is built.
 
-    Raises ConfigError if another process is writing there or the folder belongs to another config.
+    Raises ConfigError if another process is writing there, the folder belongs to another config, or ``resume`` forbids it.
     """
     asked = as_dict(cfg)
     given = asked.pop("run_dir", None)
@@ -105,16 +106,30 @@ def open_folder(entry: Entry, cfg: Any, argv: Sequence[str]) -> RunFolder:
         raise ConfigError(f"run_dir={path}: another process is running in this folder; wait for it or take another run_dir")
     known = path / "config.yaml"
     resumed = known.is_file()
-    if resumed:
-        try:
+    try:
+        check_resume(path, resumed, resume)
+        if resumed:
             check_same(entry, path, known, asked)
-        except ConfigError:
-            lock.close()
-            raise
-    known.write_text(yaml.safe_dump({**asked, "run_dir": None}, sort_keys=False))
-    write_json(path / "env.json", environment(argv))
-    (path / "result.json").unlink(missing_ok=True)
+        known.write_text(yaml.safe_dump({**asked, "run_dir": None}, sort_keys=False))
+        write_json(path / "env.json", environment(argv))
+        (path / "result.json").unlink(missing_ok=True)
+    except OSError as error:
+        lock.close()
+        raise ConfigError(f"run_dir={path}: cannot write there: {error.strerror}") from error
+    except ConfigError:
+        lock.close()
+        raise
     return RunFolder(path, resumed, _lock=lock)
+
+
+def check_resume(path: Path, held: bool, resume: str) -> None:
+    """Whether a folder that holds a run already, or none, may be used: ``auto`` continues, ``never`` and ``must`` insist."""
+    if resume not in RESUME:
+        raise ConfigError(f"command line: resume={resume}: must be one of {', '.join(RESUME)}")
+    if held and resume == "never":
+        raise ConfigError(f"resume=never: run_dir={path} holds a run already; take another run_dir, or resume=auto to continue it")
+    if not held and resume == "must":
+        raise ConfigError(f"resume=must: run_dir={path} holds no run to continue; check the path, or use resume=auto to start one")
 
 
 def _lock(file: IO[str]) -> bool:

@@ -14,8 +14,10 @@ checked and started here; ``--multirun`` checks every job first and then hands o
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
+import os
 import sys
 import time
 import traceback
@@ -23,9 +25,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .compose import CONFIGS, Entry, check_overrides, compose, register_experiments, register_schema, rewrite_argv, typed
+from .compose import CONFIGS, Entry, as_dict, check_overrides, compose, register_experiments, register_schema, rewrite_argv, typed
 from .errors import ConfigError, Interrupted, Requeue, RunFailed
-from .folder import RunFolder, new_folder, open_folder, read_result
+from .failure import Failure, first_failure, wait_until_written, watch, written
+from .folder import RunFolder, check_resume, check_same, new_folder, open_folder, read_result
 from .ranks import agree, rank, world_size
 
 Task = Callable[[Any, RunFolder], Mapping[str, Any] | None]
@@ -49,16 +52,18 @@ def main(entry: Entry) -> Callable[[Task], Callable[[], None]]:
 
 def run_command(entry: Entry, task: Task, argv: Sequence[str]) -> int:
     """Do what ``argv`` asks; returns the exit code."""
+    resume = next((arg.partition("=")[2] for arg in argv if arg.startswith("resume=")), "auto")
+    argv = [arg for arg in argv if not arg.startswith("resume=")]
     try:
         if any(arg.split("=")[0] in INFO_FLAGS for arg in argv):
             register_experiments(entry)
             return _hydra(entry, task, rewrite_argv(entry, argv))
         if any(arg in SWEEP_FLAGS for arg in argv):
-            return _multirun(entry, task, [arg for arg in argv if arg not in SWEEP_FLAGS])
+            return _multirun(entry, task, [arg for arg in argv if arg not in SWEEP_FLAGS], resume)
         if any(arg.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for arg in argv):
             raise ConfigError("command line: name the run folder with run_dir=PATH (Hydra's own folder keys are not used)")
         cfg = compose(entry, argv)
-        run = _open(entry, cfg, argv)
+        run = _open(entry, cfg, argv, resume)
     except ConfigError as error:
         if rank() == 0:
             print(f"error: {error}", file=sys.stderr)
@@ -66,24 +71,27 @@ def run_command(entry: Entry, task: Task, argv: Sequence[str]) -> int:
     return execute(task, cfg, run)
 
 
-def _open(entry: Entry, cfg: Any, argv: Sequence[str]) -> RunFolder:
+def _open(entry: Entry, cfg: Any, argv: Sequence[str], resume: str) -> RunFolder:
     """Rank 0 makes the folder and is the only one to write shared files there; the others get to know its path."""
     mine: list[RunFolder] = []
 
     def make() -> str:
-        mine.append(open_folder(entry, cfg, argv))
+        mine.append(open_folder(entry, cfg, argv, resume))
         return str(mine[0].path)
 
     path = Path(agree("run_dir", make))
     if mine:
         return mine[0]
-    return open_folder(entry, cfg, argv) if rank() == 0 else RunFolder(path, (path / "checkpoints").is_dir())
+    if rank() == 0:  # torchrun has started its ranks again
+        return open_folder(entry, dataclasses.replace(cfg, run_dir=str(path)), argv)
+    return RunFolder(path, (path / "checkpoints").is_dir())
 
 
 def execute(task: Task, cfg: Any, run: RunFolder) -> int:
     """Run the task, turn every way it can end into ``result.json`` (rank 0) and an exit code."""
     log_to(run.path)
     began = time.time()
+    watch(lambda failure: _give_up(run, failure, began))
     values: Mapping[str, Any] = {}
     status, code, message = "ok", 0, None
     try:
@@ -101,12 +109,40 @@ def execute(task: Task, cfg: Any, run: RunFolder) -> int:
         status, code = "oom" if out_of_memory else "error", RunFailed.exit_code
         message = traceback.format_exc()
     if message:
-        logging.getLogger("nanollama").error(message.rstrip())
+        status, message = _say(status, message)
     if rank() == 0:
         extra = {"message": message} if message else {}
         run.finish(status, **values, **extra, wall_s=round(time.time() - began, 3))
+    if code:
+        written() if rank() == 0 else wait_until_written()
     run.close()
     return code
+
+
+def _say(status: str, message: str) -> tuple[str, str]:
+    """Log why this rank ended; the first of all to fail is shown. Returns the status and the message that explain the run's end."""
+    log = logging.getLogger("nanollama")
+    first = first_failure(status, message) if status in ("error", "oom", "invalid") else None
+    if first is None:
+        log.error(message.rstrip())
+        return status, message
+    if first.rank == rank():
+        log.error(str(first))
+        if rank() != 0:  # whose log is a file only
+            print(first, file=sys.stderr, flush=True)
+    else:
+        log.debug(message.rstrip())
+        log.error(f"ended because rank {first.rank} failed")
+    return first.status, str(first)
+
+
+def _give_up(run: RunFolder, failure: Failure, began: float) -> None:
+    """End this rank although it may be waiting for another, in a collective that no signal reaches."""
+    logging.getLogger("nanollama").error(f"ended because rank {failure.rank} failed")
+    if rank() == 0:
+        run.finish(failure.status, message=str(failure), wall_s=round(time.time() - began, 3))
+        written()
+    os._exit(RunFailed.exit_code)
 
 
 def log_to(run_dir: Path) -> None:
@@ -120,9 +156,10 @@ def log_to(run_dir: Path) -> None:
     handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     if rank() == 0:
         handlers.append(logging.StreamHandler(sys.stderr))
+        handlers[1].setLevel(logging.INFO)
     for handler in handlers:
         logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)
     logger.propagate = False
 
 
@@ -154,22 +191,26 @@ def _hydra(entry: Entry, task: Task, argv: Sequence[str]) -> int:
     return 0
 
 
-def _multirun(entry: Entry, task: Task, argv: Sequence[str]) -> int:
+def _multirun(entry: Entry, task: Task, argv: Sequence[str], resume: str) -> int:
     """Check every job, run the sweep, print a table; one job's failure does not stop the rest."""
     if world_size() > 1:
         raise ConfigError("a multirun is one process: start it without torchrun and let cluster.torchrun=true give each job its ranks")
     given = next((arg.partition("=")[2].strip("'\"") for arg in argv if arg.startswith("run_dir=")), None)
     overrides = rewrite_argv(entry, [arg for arg in argv if not arg.startswith("run_dir=")])
     check_overrides(entry, overrides)
-    custom = any(arg.startswith("hydra/sweeper=") for arg in overrides)
-    if not custom:
-        for job in expand(overrides):
-            compose(entry, [arg for arg in job if not arg.startswith("hydra")])
+    quiet = [] if any(a.startswith("hydra/job_logging=") for a in overrides) else ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+    if any(arg.startswith("hydra/sweeper=") for arg in overrides):  # it knows which jobs there are, and where they go
+        return _hydra(entry, task, ["-m", *overrides, *quiet, *([f"hydra.sweep.dir='{given}'"] if given else [])])
+    for number, job in enumerate(expand(overrides)):
+        cfg = compose(entry, [arg for arg in job if not arg.startswith("hydra")])
+        known = Path(given or os.devnull) / str(number) / "config.yaml"
+        check_resume(known.parent, known.is_file(), resume)
+        if known.is_file():
+            check_same(entry, known.parent, known, {key: value for key, value in as_dict(cfg).items() if key != "run_dir"})
     folder = Path(given) if given else new_folder(entry.name)
     hydra_args = [f"hydra.sweep.dir='{folder}'", "hydra.sweep.subdir='${hydra.job.num}'", "hydra.output_subdir=null"]
-    quiet = [] if any(a.startswith("hydra/job_logging=") for a in overrides) else ["hydra/job_logging=none", "hydra/hydra_logging=none"]
-    code = _hydra(entry, task, ["-m", *overrides, *hydra_args, *quiet])
-    return code if custom else summarise(folder)
+    _hydra(entry, task, ["-m", *overrides, *hydra_args, *quiet])
+    return summarise(folder)
 
 
 def expand(overrides: Sequence[str]) -> Iterator[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 
 def rank() -> int:
@@ -22,14 +23,9 @@ def agree(key: str, make: Callable[[], str]) -> str:
     Goes through the TCPStore that torchrun already serves. After an elastic restart the store still holds the value, so a
     restarted run finds its own folder again instead of making a new one. If ``make`` raises, the other ranks end at once too.
     """
-    if world_size() == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
+    store = shared_store()
+    if store is None:
         return make()
-    from datetime import timedelta
-
-    from torch.distributed import PrefixStore, TCPStore
-
-    server = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=300))
-    store = PrefixStore("nanollama", server)
     if rank() == 0 and not store.check([key]):
         try:
             store.set(key, "=" + make())
@@ -40,3 +36,15 @@ def agree(key: str, make: Callable[[], str]) -> str:
     if value == "!":
         raise SystemExit(2)  # rank 0 says why
     return value[1:]
+
+
+def shared_store() -> Any:
+    """A connection of its own to the TCPStore that torchrun serves; None for a single process."""
+    if world_size() == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    from datetime import timedelta
+
+    from torch.distributed import PrefixStore, TCPStore
+
+    server = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=300))
+    return PrefixStore("nanollama", server)

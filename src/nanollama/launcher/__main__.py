@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import ConfigError
+from .outcome import EXIT_CODES
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return ConfigError.exit_code
+    except KeyboardInterrupt:
+        return EXIT_CODES["interrupted"]
 
 
 def _ask(verb: str, folders: Sequence[str]) -> int:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..config import ConfigError
 from . import local, slurm
-from .job import Launch, last
-from .status import State, states
+from .job import Launch
+from .status import alive_in, launched, states
 
 
 def cancel(folder: Path, wait_s: float = 10.0) -> str:
@@ -18,34 +18,34 @@ def cancel(folder: Path, wait_s: float = 10.0) -> str:
     active = [state for state in states(folder) if state.is_active]
     if not active:
         return f"{folder}: nothing is running or waiting there"
-    launch, task = last(folder), None
-    if launch is None:
-        launch, task = last(folder.parent), folder.name
-    if launch is None:
+    tasks, found = launched(folder)
+    found = [launch for launch in found if alive_in(launch)]
+    if not found:
         raise ConfigError(f"{folder}: this run was not started by the launcher; stop it where it was started")
+    task = int(folder.name) if tasks is not None and found[0].run_dir != folder else None
     again = (folder / ".cancelled").exists()
-    if launch.record["launcher"] == "sbatch":
-        _cancel_job(launch, active, again, int(task) if task is not None else None)
-    elif task is not None:
-        raise ConfigError(f"{folder} is one run of a local grid; cancel the grid: {launch.run_dir}")
-    elif again:
-        local.kill_tree(launch.record["pid"])
-    else:
-        os.kill(launch.record["pid"], signal.SIGINT)
-    for state in active:
-        if Path(state.run_dir).is_dir():
-            (Path(state.run_dir) / ".cancelled").touch()  # a batch script does not ask Slurm to start it again
-    (folder / ".cancelled").touch()
+    for launch in found:
+        (_cancel_job if launch.record["launcher"] == "sbatch" else _cancel_process)(launch, task, again)
+    for run_dir in {Path(state.run_dir) for state in active if Path(state.run_dir).is_dir()} | ({folder} if folder.is_dir() else set()):
+        (run_dir / ".cancelled").touch()  # a batch script does not ask Slurm to start it again
     return _wait(folder, wait_s, again)
 
 
-def _cancel_job(launch: Launch, active: list[State], again: bool, task: int | None) -> None:
+def _cancel_process(launch: Launch, task: int | None, again: bool) -> None:
+    if task is not None:
+        raise ConfigError(f"{launch.run_dir / str(task)} is one run of a local grid; cancel the grid: {launch.run_dir}")
+    if again:
+        local.kill_tree(launch.record["pid"])
+    else:
+        os.kill(launch.record["pid"], signal.SIGINT)
+
+
+def _cancel_job(launch: Launch, task: int | None, again: bool) -> None:
+    """Tell what runs, cancel what waits."""
     job = launch.record["job_id"]
-    if again or not any(state.status == "running" for state in active):
-        return slurm.cancel(job, task)
-    for number, state in slurm.states(job).items():
+    for number, state in alive_in(launch).items():
         if task in (None, number):
-            slurm.cancel(job, number, signal="INT" if state == "RUNNING" else None)
+            slurm.cancel(job, number, signal="INT" if state == "RUNNING" and not again else None)
 
 
 def _wait(folder: Path, wait_s: float, again: bool) -> str:

@@ -16,7 +16,7 @@ from ..config.schema import ClusterConfig
 from .job import Launch
 from .outcome import EXIT_CODES
 from .plan import Plan
-from .pool import Ended, Job, Pool, devices, run_all
+from .pool import Job, Pool, devices, run_all
 from .script import processes
 from .status import save_summary, states, table
 
@@ -31,19 +31,22 @@ def default_folder(plan: Plan) -> Path:
 def run(launch: Launch) -> int:
     """Start what the launch names, wait for all, print the table; 0 if every run of the grid is done."""
     cluster = ClusterConfig(**launch.record["cluster"])
-    gpus, each = devices(), processes(cluster)
-    fits = len(gpus) // each if gpus else len(os.sched_getaffinity(0)) // (cluster.cpus * each)
-    slots = min(cluster.slots or max(1, fits), len(launch.record["started"]))
+    slots, gpus, each = room(cluster, len(launch.record["started"]))
     jobs = [Job(("bash", str(launch.script), str(n)), launch.run_dir / str(n)) for n in launch.record["started"]]
     print(f"{len(jobs)} runs, {slots} at a time, in {launch.run_dir}", flush=True)
 
-    def report(ended: Ended) -> None:
-        loss = f"  loss {ended.result['loss']:.4f}" if isinstance(ended.result.get("loss"), float) else ""
-        label = launch.record["tasks"][ended.job.run_dir.name]
-        print(f"{ended.job.run_dir.name}: {ended.result['status']}{loss}  {label}", flush=True)
+    labels = launch.record["tasks"]
+    pool = Pool(slots, devices=gpus, processes=each)
+    finished = run_all(pool, jobs, lambda ended: print(ended.line(labels[ended.job.run_dir.name]), flush=True))
+    code = summarise(launch.run_dir)
+    return code if finished else EXIT_CODES["interrupted"]
 
-    finished = run_all(Pool(slots, devices=gpus, processes=each), jobs, report)
-    return EXIT_CODES["interrupted"] if not finished else summarise(launch.run_dir)
+
+def room(cluster: ClusterConfig, jobs: int) -> tuple[int, list[str], int]:
+    """Slots for this many jobs on this machine, the devices they share, processes in each job."""
+    gpus, each = devices(), processes(cluster)
+    fits = len(gpus) // each if gpus else len(os.sched_getaffinity(0)) // (cluster.cpus * each)
+    return max(1, min(cluster.slots or fits, jobs)), gpus, each
 
 
 def summarise(folder: Path) -> int:

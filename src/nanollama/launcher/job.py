@@ -52,14 +52,11 @@ class Launch:
         write_json(self.path / "launch.json", self.record)
 
 
-def last(run_dir: Path) -> Launch | None:
-    """The newest launch in a folder."""
+def launches(run_dir: Path) -> list[Launch]:
+    """All launches in a folder, the newest first."""
     numbers = sorted((int(p.name) for p in (run_dir / "launch").glob("*") if p.name.isdigit()), reverse=True)
-    for number in numbers:
-        path = run_dir / "launch" / str(number)
-        if (path / "launch.json").is_file():
-            return Launch(path, json.loads((path / "launch.json").read_text()))
-    return None
+    files = [run_dir / "launch" / str(number) / "launch.json" for number in numbers]
+    return [Launch(file.parent, json.loads(file.read_text())) for file in files if file.is_file()]
 
 
 @contextmanager

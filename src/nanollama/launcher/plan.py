@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 
 from ..config import ConfigError, Entry
 from ..config.compose import find_file, load_yaml
+from ..config.folder import RESUME
 from ..config.main import SWEEP_FLAGS, entry_of
 from ..config.schema import ClusterConfig
 from .tasks import Task, compose_tasks
 
 SHORT_FORMS = ("script", "launcher", "torchrun")  # of cluster.*
-RESUME = ("auto", "never", "must")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def plan(argv: Sequence[str]) -> Plan:
     if not re.fullmatch(r"\w+(\.\w+)*", script):
         raise ConfigError(f"script={script}: no module name; give a command such as src.apps.gssm.train")
     entry = entry_of(script)
-    rest += [f"cluster.{key}={_quoted(given[key])}" for key in SHORT_FORMS if key in given]
+    rest += [f"cluster.{key}={quoted(given[key])}" for key in SHORT_FORMS if key in given]
     tasks, first = compose_tasks(entry, rest, sweep)
     return Plan(
         entry=entry,
@@ -74,7 +74,7 @@ def _options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 def _literal_path(arg: str) -> str:
     """A path is not a text in Hydra's grammar, where a parenthesis or a comma would mean something."""
     key, _, value = arg.partition("=")
-    return arg if value in ("", "null") or value[0] in "'\"" else f"{key}={_quoted(value)}"
+    return arg if value in ("", "null") or value[0] in "'\"" else f"{key}={quoted(value)}"
 
 
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> str:
@@ -83,7 +83,7 @@ def _one_of(key: str, value: str, allowed: Sequence[str]) -> str:
     return value
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
     """A value for Hydra's grammar, taken literally."""
     return value if re.fullmatch(r"\w+", value) else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 

@@ -54,6 +54,12 @@ class Ended:
     slot: int
     wall_s: float  # since its last start
 
+    def line(self, label: str) -> str:
+        """One line for people."""
+        loss = f"  loss {self.result['loss']:.4f}" if isinstance(self.result.get("loss"), float) else ""
+        again = f"  (started {self.attempts} times)" if self.attempts > 1 else ""
+        return f"{self.job.run_dir.name}: {self.result['status']}{loss}  {label}{again}"
+
 
 Stamp = tuple[int, int] | None  # tells one version of a file from another: inode and time; None: no file
 
@@ -136,12 +142,12 @@ class Pool:
                 return ended
         return None
 
-    def stop(self) -> None:
+    def stop(self, number: int = signal.SIGTERM) -> None:
         """Start nothing more and tell all jobs to save and end; ``poll`` goes on reporting them."""
         self._stopping = True
         self._waiting.clear()
         for running in self._running.values():
-            _tell(running)
+            _tell(running, number)
 
     def kill(self) -> None:
         """End all jobs now."""
@@ -255,7 +261,7 @@ def run_all(pool: Pool, jobs: Iterable[Job], report: Callable[[Ended], None]) ->
         while len(pool):
             if stop.kind and not told:
                 told = True
-                pool.stop()
+                pool.stop(signal.SIGINT if stop.kind == 1 else signal.SIGTERM)
             if ended := pool.poll(0.2):
                 report(ended)
     return not stop.kind
@@ -313,12 +319,12 @@ def _pid(running: _Running) -> int | None:
     return env["pid"] if env.get("host") == socket.gethostname() and is_locked(running.job.run_dir) else None
 
 
-def _tell(running: _Running) -> None:
+def _tell(running: _Running, number: int = signal.SIGTERM) -> None:
     """Ask a job to save and end."""
     running.stop_at = running.stop_at or time.monotonic()
     if pid := _pid(running):
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, number)
 
 
 def _kill(running: _Running) -> None:

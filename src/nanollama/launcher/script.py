@@ -44,9 +44,9 @@ def text(script: Script, batch: bool) -> str:
     if script.tasks is None:
         lines += [f"run={shlex.quote(str(script.run_dir))}", 'config="$launch/config.yaml"']
     else:
-        lines += ['task="${SLURM_ARRAY_TASK_ID:-$1}"', f'run={shlex.quote(str(script.run_dir))}/"$task"']
+        lines += [f"task={'$SLURM_ARRAY_TASK_ID' if batch else '$1'}", f'run={shlex.quote(str(script.run_dir))}/"$task"']
         lines += ['config="$launch/tasks/$task.yaml"']
-    return "\n".join(lines + (_batch(script) if batch else ["exec " + " ".join(_command(script))])) + "\n"
+    return "\n".join(lines + (_batch(script) if batch else [f"exec {_command(script)}"])) + "\n"
 
 
 def environment(script: Script) -> list[str]:
@@ -61,17 +61,25 @@ def processes(cluster: ClusterConfig) -> int:
     return (cluster.nproc or cluster.gpus or 1) if cluster.torchrun else 1
 
 
-def _command(script: Script) -> list[str]:
-    cluster, python = script.cluster, shlex.quote(sys.executable)
-    run = ["-m", shlex.quote(script.module), '"config=$config"']
+def command(module: str, cluster: ClusterConfig, *arguments: str) -> list[str]:
+    """How a module is started on one machine: as one process, or by torchrun as several."""
+    return [sys.executable, *_torchrun(cluster, "--standalone"), "-m", module, *arguments]
+
+
+def _torchrun(cluster: ClusterConfig, *meet: str) -> list[str]:
     if not cluster.torchrun:
-        return [python, *run]
-    meet = ["--standalone"]
-    if cluster.nodes > 1:  # two jobs on one node must not meet
-        endpoint = '"$head:$((20000 + SLURM_JOB_ID % 20000))"'
-        meet = ["--rdzv-backend=c10d", '--rdzv-id="$SLURM_JOB_ID"', f"--rdzv-endpoint={endpoint}"]
+        return []
     size = [f"--nnodes={cluster.nodes}", f"--nproc-per-node={processes(cluster)}"]
-    return [python, "-m", "torch.distributed.run", *size, f"--signals-to-handle={SIGNALS}", *meet, *run]
+    return ["-m", "torch.distributed.run", *size, f"--signals-to-handle={SIGNALS}", *meet]
+
+
+def _command(script: Script) -> str:
+    """The same in a shell, with the config that it knows as ``$config``; on several nodes torchrun meets on the first."""
+    if script.cluster.nodes == 1:
+        return shlex.join(command(script.module, script.cluster)) + ' "config=$config"'
+    endpoint = '--rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:$((20000 + SLURM_JOB_ID % 20000))"'  # two jobs on a node must not meet
+    start = shlex.join([sys.executable, *_torchrun(script.cluster, "--rdzv-backend=c10d")])
+    return f'{start} {endpoint} -m {shlex.quote(script.module)} "config=$config"'
 
 
 # --- Slurm -----------------------------------------------------------------------------------------------------------------------
@@ -111,13 +119,17 @@ def _batch(script: Script) -> list[str]:
     """The job step, then Slurm is asked to start the run again if that is what its result says."""
     cluster = script.cluster
     srun = ["srun", "--wait=60", f"--cpus-per-task={cluster.cpus * processes(cluster)}", *(["--label"] if cluster.nodes > 1 else [])]
-    lines = ['head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'] if cluster.nodes > 1 else []
+    lines = []
+    if cluster.nodes > 1:  # by the address that Slurm itself uses: a node's name need not be known to the resolver
+        lines = ['first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)']
+        lines += ["head=$(scontrol --oneliner show node \"$first\" | sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')"]
     return [
         *lines,
+        f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{cluster.cpus}}}"',
         f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={max(30, cluster.signal_delay - 10)}",
         'rm -f "$run/result.json"  # of the attempt that asked to be started again',
         "trap : TERM  # let the run save before this shell looks at its result",
-        " ".join([*srun, *_command(script)]),
+        f"{' '.join(srun)} {_command(script)}",
         "code=$?",
         f'[ $code -ne 0 ] && {{ {shlex.quote(sys.executable)} -m src.nanollama.launcher.outcome "$run"; code=$?; }}',
         '[ $code -eq 85 ] && [ ! -e "$run/.cancelled" ] && scontrol requeue "$SLURM_JOB_ID"',

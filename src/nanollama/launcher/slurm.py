@@ -26,7 +26,7 @@ def answers() -> tuple[bool, str]:
         return False, f"sinfo does not answer ({type(error).__name__})"
     if out.returncode:
         return False, f"Slurm does not answer: {out.stderr.strip().splitlines()[-1] if out.stderr.strip() else 'sinfo failed'}"
-    return True, f"Slurm answers, partitions {', '.join(out.stdout.split())}"
+    return True, f"Slurm answers, partitions {', '.join(name.rstrip('*') for name in out.stdout.split())}"
 
 
 def submit(script: Path) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..config import ConfigError, read_result
 from ..config.compose import ROOT
-from ..config.folder import check_same, new_folder
+from ..config.folder import check_resume, check_same, new_folder
 from . import grid, local, slurm
-from .job import Launch, last, prepare
+from .job import Launch, launches, prepare
 from .outcome import exit_code
 from .plan import Plan
 from .script import check_path
@@ -26,7 +26,7 @@ def start(plan: Plan) -> int:
     check_path(folder or Path.cwd())
     numbers = _to_start(plan, folder) if folder else [0]
     if not numbers:
-        print(f"{folder}: nothing is missing")
+        print(f"{folder}: nothing to start, every run is done or under way")
         return grid.summarise(folder) if folder else 0
     fresh = None if folder else Path(os.path.abspath(new_folder(plan.name)))
     run_dir = folder or fresh
@@ -73,7 +73,8 @@ def _on_this_machine(plan: Plan, launch: Launch) -> int:
     if plan.is_grid:
         launch.note(**local.process_record(os.getpid()))
         return grid.run(launch)
-    return exit_code(launch.run_dir, local.run(launch))
+    code = local.run(launch)
+    return exit_code(launch.run_dir, 3 if plan.cluster.torchrun and code == 1 else code)  # torchrun ends with 1 whatever its ranks did
 
 
 def _how_to_ask(run_dir: Path) -> int:
@@ -84,12 +85,9 @@ def _how_to_ask(run_dir: Path) -> int:
 
 def _to_start(plan: Plan, folder: Path) -> Sequence[int]:
     """Numbers of the runs to start in a folder that may hold earlier ones. ConfigError if it is not to be touched."""
-    launched = last(folder)
+    launched = next(iter(launches(folder)), None)
     held = launched is not None or (folder / "config.yaml").is_file()
-    if held and plan.resume == "never":
-        raise ConfigError(f"resume=never: run_dir={folder} holds a run already; take another run_dir, or resume=auto to continue it")
-    if not held and plan.resume == "must":
-        raise ConfigError(f"resume=must: run_dir={folder} holds no run to continue; check the path, or use resume=auto to start one")
+    check_resume(folder, held, plan.resume)
     if not held:
         return range(len(plan.tasks))
     if launched and (launched.record["tasks"] is not None) != plan.is_grid:

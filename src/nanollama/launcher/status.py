@@ -11,7 +11,7 @@ from typing import Any
 from ..config import ConfigError, read_result, write_json
 from ..config.folder import is_locked
 from . import local, slurm
-from .job import Launch, last
+from .job import Launch, launches
 
 ACTIVE = ("running", "starting", "pending", "waiting")
 
@@ -34,21 +34,29 @@ class State:
 
 def states(folder: Path) -> list[State]:
     """One State for a run, one for each run of a grid."""
-    launch = last(folder)
-    if launch and launch.record["tasks"] is not None:
-        alive = _alive(launch)
-        return [_state(folder / n, int(n), label, alive) for n, label in launch.record["tasks"].items()]
-    if launch:
-        return [_state(folder, None, "", _alive(launch))]
-    grid = last(folder.parent)
-    if grid and (grid.record["tasks"] or {}).get(folder.name) is not None:
-        return [_state(folder, int(folder.name), grid.record["tasks"][folder.name], _alive(grid))]
-    if not (folder / "config.yaml").is_file():
+    tasks, found = launched(folder)
+    if tasks is None and not found and not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder}: no run was started here (no launch/, no config.yaml)")
-    return [_state(folder, None, "", {})]
+    alive: dict[int | None, str] = {}
+    for launch in found:
+        alive = alive_in(launch) | alive
+    if tasks is None:
+        return [_state(folder, None, "", alive)]
+    grid = folder if folder.name not in tasks else folder.parent
+    return [_state(grid / n, int(n), label, alive) for n, label in tasks.items()]
 
 
-def _alive(launch: Launch) -> dict[int | None, str]:
+def launched(folder: Path) -> tuple[dict[str, str] | None, list[Launch]]:
+    """Number -> label of a grid's runs (of the one run if ``folder`` is one of a grid's; None if there is no grid); its launches."""
+    own = launches(folder)
+    if own:
+        return own[0].record["tasks"], own
+    grid = launches(folder.parent)
+    tasks = (grid[0].record["tasks"] or {}) if grid else {}
+    return ({folder.name: tasks[folder.name]}, grid) if folder.name in tasks else (None, [])
+
+
+def alive_in(launch: Launch) -> dict[int | None, str]:
     """Run number (None: the only one) -> what its launcher says of it, for runs that have not ended."""
     record = launch.record
     if record["launcher"] == "sbatch":
@@ -68,6 +76,8 @@ def _state(run_dir: Path, number: int | None, label: str, alive: dict[int | None
     if queued:
         status = {"running": "starting", "waiting": "waiting" if number is not None else "starting"}.get(queued, "pending")
         return State(str(run_dir), status, label, queued)
+    if not (run_dir / "config.yaml").is_file():
+        return State(str(run_dir), "missing", label, "never began")
     return State(str(run_dir), "killed", label, f"ended without a result; see {run_dir / 'logs'}")
 
 

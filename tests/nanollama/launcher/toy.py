@@ -24,6 +24,7 @@ class ToyConfig:
     name: str = "toy"
     run_dir: str | None = None
     end: Literal["ok", "raise", "exit", "diverge", "kill", "kill_once"] = "ok"
+    end_rank: Count = 0  # which of several ranks ends in that way; the others wait for it
     text: str = ""
     steps: Count = 1
     step_s: Rate = 0.0
@@ -49,17 +50,20 @@ def toy(cfg: ToyConfig, run: RunFolder) -> dict[str, Any]:
     with stop_flag() as stop:
         for step in range(start, cfg.steps):
             time.sleep(cfg.step_s)
-            checkpoint.write_text(str(step + 1))
+            if rank() == 0:
+                checkpoint.write_text(str(step + 1))
             if stop.kind and step + 1 < cfg.steps:
                 raise (Interrupted if stop.kind == 1 else Requeue)(f"saved step {step + 1}")
-    if cfg.end == "kill" or (cfg.end == "kill_once" and not (run.path / "was_killed").exists()):
+    if rank() != cfg.end_rank:
+        time.sleep(60 if cfg.end != "ok" else 0)
+    elif cfg.end == "kill" or (cfg.end == "kill_once" and not (run.path / "was_killed").exists()):
         (run.path / "was_killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    if cfg.end == "raise":
+    elif cfg.end == "raise":
         raise RuntimeError("told to raise")
-    if cfg.end == "exit":
+    elif cfg.end == "exit":
         os._exit(7)
-    if cfg.end == "diverge":
+    elif cfg.end == "diverge":
         raise RunFailed("told to fail", status="nan")
     return {
         "loss": float(len(cfg.text)),

@@ -1,0 +1,88 @@
+"""When one rank of a torchrun fails: its traceback is the one that people see, and the other ranks end within seconds.
+
+Without this they would wait in a collective until its timeout, or report the broken connection as if that were the cause.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+from .ranks import rank, shared_store, world_size
+
+PERIOD_S = 0.5  # between two looks at the others
+GRACE_S = 3.0  # for a rank to fail on its own, with its own last words in its log
+PATIENCE_S = 10.0  # for rank 0 to write down how the run ended
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong where."""
+
+    rank: int
+    host: str
+    status: str  # as in result.json
+    text: str
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host} failed first:\n{self.text.rstrip()}"
+
+
+def first_failure(status: str, text: str) -> Failure | None:
+    """Tell the others that this rank failed. Returns who failed first, maybe this rank; None where there are no others."""
+    mine = Failure(rank(), socket.gethostname(), status, text)
+    try:
+        store = shared_store()
+        if store is None:
+            return None
+        return Failure(**json.loads(store.compare_set(_key(), "", json.dumps(asdict(mine)))))
+    except Exception:  # the store went down with torchrun itself
+        return mine
+
+
+def wait_until_written() -> None:
+    """A rank that ends early stays until rank 0 has written the run's result: once one has left, torchrun ends the others."""
+    if rank() == 0 or (store := shared_store()) is None:
+        return
+    until = time.monotonic() + PATIENCE_S
+    with suppress(Exception):  # rank 0, and torchrun with it, may be gone
+        while time.monotonic() < until and not store.check([_key() + "-written"]):
+            time.sleep(PERIOD_S / 10)
+
+
+def written() -> None:
+    """Rank 0 has written the run's result."""
+    with suppress(Exception):
+        if (store := shared_store()) is not None:
+            store.set(_key() + "-written", "1")
+
+
+def watch(end: Callable[[Failure], None]) -> None:
+    """Call ``end`` from a thread once another rank has failed and this one did not end by itself meanwhile."""
+    if world_size() == 1:
+        return
+
+    def look() -> None:
+        try:
+            store = shared_store()
+            while store is not None and not store.check([_key()]):
+                time.sleep(PERIOD_S)
+            if store is not None:
+                failure = Failure(**json.loads(store.get(_key())))
+                if failure.rank != rank():
+                    time.sleep(GRACE_S)
+                    end(failure)
+        except Exception:
+            return  # torchrun has gone, and takes this rank with it
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+def _key() -> str:
+    return f"failure-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
