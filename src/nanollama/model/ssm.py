@@ -64,7 +64,7 @@ class SSM(nn.Module):
         if cache is not None:
             cache.state.copy_(state)
         y = y + self.skip[:, None] * values
-        return self.out(self.norm(y.flatten(2).to(gate.dtype) * F.silu(gate)))
+        return self.out(self.norm((y.flatten(2) * F.silu(gate)).to(self.norm.weight.dtype)))
 
     def convolve(self, inputs: Tensor, at: Context, cache: SSMCache | None) -> Tensor:
         """Causal depthwise convolution of (B, T, channels) that does not look into the document before."""
