@@ -8,10 +8,11 @@ objective) and, whole, in the user attribute ``curve``.
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from src.nanollama.config import ConfigError
 
@@ -19,6 +20,7 @@ from .problem import Problem
 from .records import Record, Suggestion
 
 if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
 Curve = tuple[tuple[int, tuple[float, ...]], ...]
@@ -43,22 +45,28 @@ class Study:
 
     def __init__(self, name: str, storage: str, problem: Problem, identity: str) -> None:
         import optuna
-        from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+        from sqlalchemy.exc import SQLAlchemyError
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.problem = problem
         try:
-            self._study = optuna.create_study(
-                study_name=name, storage=storage, load_if_exists=True, direction="maximize" if problem.metric.maximise else "minimize"
-            )
+            self._storage = _open(storage)
+            direction: Literal["maximize", "minimize"] = "maximize" if problem.metric.maximise else "minimize"
+            self._study = optuna.create_study(study_name=name, storage=self._storage, load_if_exists=True, direction=direction)
             stored = self._study.user_attrs.get("identity")
             if stored is None:
                 self._study.set_user_attr("identity", identity)
-        except (SQLAlchemyError, ArgumentError, optuna.exceptions.StorageInternalError, ImportError) as error:
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
             raise ConfigError(f"storage={storage}: cannot be used: {_first_line(error)}") from error
         if stored not in (None, identity):
-            raise ConfigError(f"storage={storage} holds a study {name!r} of another space, objective or strategy; take another name or storage")
+            self.close()
+            raise ConfigError(f"storage={storage} holds a study {name!r} of another space, objective or strategy; take another name")
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     @staticmethod
     def sqlite(folder: Path) -> str:
@@ -137,6 +145,21 @@ class Study:
             flops=attrs.get("charged_flops", attrs.get("flops", 0.0)),
             parent=attrs.get("continues"),
         )
+
+
+def _open(url: str) -> RDBStorage:
+    """Connect, and make the tables where there are none; two studies may do so at once on a new server, then one of them is late."""
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import DatabaseError
+
+    for wait_s in (0.2, 1.0, 5.0, None):
+        try:
+            return RDBStorage(url)
+        except DatabaseError as error:
+            if wait_s is None or "already exists" not in str(error):
+                raise
+            time.sleep(wait_s)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _first_line(error: BaseException) -> str:
