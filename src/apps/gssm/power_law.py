@@ -2,7 +2,7 @@
 
 The exact floor is already taken off, so ``c`` is no free constant of nature: it is what more of ``x`` alone cannot remove (too few steps,
 too small a model). The fit minimises relative squared errors. Given (b, c) the best ``a`` is in closed form, so the two-dimensional
-profile is evaluated on a grid, and intervals are its level sets (Bates and Watts 1988, section 6.1): no starting point, no local minimum.
+profile is evaluated on a grid; intervals are its level sets (Bates and Watts 1988, section 6.1), the best grid point is then polished.
 """
 
 from __future__ import annotations
@@ -56,18 +56,16 @@ def fit(x: Array, y: Array, se: Array | None = None) -> PowerLaw | None:
     if distinct < 2:
         return None
     scale = np.exp(np.log(x).mean())  # keeps a away from overflow
-    basis = (x / scale) ** -EXPONENTS[:, None] / y  # (b, n)
-    rest = 1 - PLATEAUS[:, None] * y.min() / y  # (c, n)
-    a = basis @ rest.T / (basis**2).sum(axis=1, keepdims=True)  # (b, c), positive since both factors are
-    residuals = ((rest**2).sum(axis=1) - a**2 * (basis**2).sum(axis=1, keepdims=True)).clip(min=0)
-    best = np.unravel_index(residuals.argmin(), residuals.shape)
+    residuals, amplitudes = _profile(x / scale, y)
+    row, column = np.unravel_index(residuals.argmin(), residuals.shape)
+    a, b, c, least = _polish(x / scale, y, amplitudes[row, column], EXPONENTS[row], PLATEAUS[column] * y.min())
     freedom = max(1, len(x) - 3)
-    noise = max(residuals[best] / freedom, 0.0 if se is None else float(np.mean((np.asarray(se) / y) ** 2)))
-    inside = residuals <= residuals[best] + t.ppf((1 + LEVEL) / 2, freedom) ** 2 * noise
+    noise = max(least / freedom, 0.0 if se is None else float(np.mean((np.asarray(se) / y) ** 2)))
+    inside = residuals <= least + t.ppf((1 + LEVEL) / 2, freedom) ** 2 * noise
+    inside[row, column] = True  # the grid has no point as good as the best one
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-    b_interval = float(EXPONENTS[rows[0]]), float(EXPONENTS[rows[-1]])
-    c_interval = float(PLATEAUS[columns[0]] * y.min()), float(PLATEAUS[columns[-1]] * y.min())
-    exponent = float(EXPONENTS[best[0]])
+    b_interval = min(b, float(EXPONENTS[rows[0]])), max(b, float(EXPONENTS[rows[-1]]))
+    c_interval = min(c, float(PLATEAUS[columns[0]] * y.min())), max(c, float(PLATEAUS[columns[-1]] * y.min()))
     problem = ""
     if distinct < LEAST_POINTS:
         problem = f"{distinct} different x, at least {LEAST_POINTS} are needed"
@@ -75,5 +73,23 @@ def fit(x: Array, y: Array, se: Array | None = None) -> PowerLaw | None:
         problem = f"x spans a factor of {x.max() / x.min():.2g}, at least {LEAST_SPAN:g} is needed"
     elif rows[0] == 0 or rows[-1] == len(EXPONENTS) - 1:
         problem = f"the points allow exponents from {b_interval[0]:.2g} to {b_interval[1]:.2g}, an end of the range searched"
-    amplitude = float(a[best] * scale**exponent)
-    return PowerLaw(amplitude, exponent, float(PLATEAUS[best[1]] * y.min()), b_interval, c_interval, problem)
+    return PowerLaw(a * scale**b, b, c, b_interval, c_interval, problem)
+
+
+def _profile(x: Array, y: Array) -> tuple[Array, Array]:
+    """Sum of squared relative errors, and the ``a`` that minimises it, for every exponent (rows) and plateau (columns) of the grid."""
+    basis = x ** -EXPONENTS[:, None] / y  # (b, n)
+    rest = 1 - PLATEAUS[:, None] * y.min() / y  # (c, n)
+    squares = (basis**2).sum(axis=1, keepdims=True)
+    a = basis @ rest.T / squares  # positive, since both factors are
+    return ((rest**2).sum(axis=1) - a**2 * squares).clip(min=0), a
+
+
+def _polish(x: Array, y: Array, a: float, b: float, c: float) -> tuple[float, float, float, float]:
+    """The minimum near a grid point: a, b, c and the sum of squared relative errors there."""
+    from scipy.optimize import least_squares
+
+    bounds = ([-np.inf, EXPONENTS[0], 0.0], [np.inf, EXPONENTS[-1], y.min()])
+    start = [np.log(a), np.clip(b, EXPONENTS[0] * 1.001, EXPONENTS[-1] * 0.999), max(c, 1e-6 * y.min())]
+    found = least_squares(lambda p: (p[2] + np.exp(p[0]) * x ** -p[1]) / y - 1, start, bounds=bounds, x_scale="jac", xtol=1e-12, ftol=1e-12)
+    return float(np.exp(found.x[0])), float(found.x[1]), float(found.x[2]), float(2 * found.cost)
