@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-slurm lint bench clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,10 @@ demo: setup  ## The main job, for real: calibrate, train, read the curve against
 
 test: setup  ## The whole test suite
 	$(BIN)/python -m pytest -n 2
+
+test-slurm: setup  ## Install Slurm (as root, on Debian or Ubuntu) and run the launcher against it
+	@command -v slurmctld >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge) || echo "Slurm cannot be installed here"
+	$(BIN)/python -m pytest -rs tests/nanollama/launcher/test_launcher_slurm.py
 
 lint: setup  ## Style and types
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ def answers() -> tuple[bool, str]:
     try:
         out = _ask("sinfo", "--noheader", "--format=%P", timeout=5)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return False, f"sinfo does not answer ({type(error).__name__})"
+        return False, f"Slurm does not answer: {type(error).__name__}"
     if out.returncode:
         return False, f"Slurm does not answer: {out.stderr.strip().splitlines()[-1] if out.stderr.strip() else 'sinfo failed'}"
     return True, f"Slurm answers, partitions {', '.join(name.rstrip('*') for name in out.stdout.split())}"

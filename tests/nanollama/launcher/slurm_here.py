@@ -97,7 +97,13 @@ def start(folder: Path) -> Path:
 
 
 def stop(folder: Path) -> None:
-    """End the daemons."""
+    """End all jobs, then the daemons."""
+    conf = folder.resolve() / "slurm.conf"
+    for _ in range(50):
+        if not _run(conf, "squeue", "-h", check=False).strip():
+            break
+        _run(conf, "scancel", "--me", check=False)
+        time.sleep(0.2)
     for name in (*(f"slurmd-{node}" for node in NODES), "slurmctld", "munged"):
         file = folder.resolve() / f"{name}.pid"
         if file.is_file() and file.read_text().strip():

@@ -1,0 +1,158 @@
+"""Against a real Slurm of two nodes on this machine; skipped, with the reason, where none can be started (see make test-slurm)."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from src.nanollama.config import read_result
+from src.nanollama.launcher import slurm
+from src.nanollama.launcher.__main__ import main as launcher
+from src.nanollama.launcher.cancel import cancel
+from src.nanollama.launcher.status import states
+
+sys.path.insert(0, str(Path(__file__).parent))
+import slurm_here
+
+SCRIPT = "script=tests.nanollama.launcher.toy"
+
+
+@pytest.fixture(scope="module")
+def conf(tmp_path_factory):
+    if why := slurm_here.missing():
+        pytest.skip(why)
+    folder = tmp_path_factory.mktemp("slurm")
+    yield slurm_here.start(folder)
+    slurm_here.stop(folder)
+
+
+@pytest.fixture(autouse=True)
+def cluster(conf, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", str(conf))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def wait_for(condition, seconds=60.0):
+    until = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < until, f"waited in vain\n{subprocess.run(['squeue'], capture_output=True, text=True).stdout}"
+        time.sleep(0.2)
+    return value
+
+
+def ended(run):
+    return all(not state.is_active for state in states(run))
+
+
+def status_of(run):
+    return [state.status for state in states(run)]
+
+
+def test_default_is_sbatch_where_slurm_answers(tmp_path, capfd):
+    run = tmp_path / "a run"
+    assert launcher([SCRIPT, f"run_dir={run}", "text='$(x) ; y'", "cluster.gpus=2", "cluster.mem=1G", "+cluster.env.MARKER='a b'"]) == 0
+    out = capfd.readouterr().out
+    assert "launcher: sbatch (Slurm answers, partitions debug, short)" in out
+    job = re.search(r"job: (\d+)", out)[1]
+    wait_for(lambda: ended(run))
+    result = read_result(run)
+    assert (result["status"], result["text"], result["marker"]) == ("ok", "$(x) ; y", "a b")
+    assert (result["devices"], result["threads"]) == ("0,1", "2")
+    assert Path(result["file"]).is_relative_to(run / "launch/0/code")
+    assert "starting at 0" in (run / f"logs/slurm-{job}.out").read_text()
+    assert json.loads((run / "env.json").read_text())["slurm_job_id"] == job
+    directives = (run / "launch/0/run.sh").read_text()
+    assert "#SBATCH --gpus-per-node=2" in directives and "#SBATCH --mem=1G" in directives
+
+
+def test_waiting_job_is_seen_and_cancelled(tmp_path):
+    """A time beyond the partition's is accepted and waits for ever."""
+    assert launcher([SCRIPT, f"run_dir={tmp_path}/r", "cluster.partition=short", "cluster.time='30'"]) == 0
+    assert status_of(tmp_path / "r") == ["pending"]
+    assert launcher(["cancel", f"{tmp_path}/r"]) == 0
+    assert status_of(tmp_path / "r") == ["missing"]
+
+
+@pytest.mark.parametrize("bad", ["cluster.partition=nosuch", "cluster.mem=9000G"])
+def test_what_slurm_refuses_leaves_nothing(tmp_path, capfd, bad):
+    assert launcher([SCRIPT, f"run_dir={tmp_path}/r", "launcher=sbatch", bad]) == 2
+    assert "sbatch refused the job" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_array_of_a_grid(tmp_path, capfd):
+    command = [SCRIPT, f"run_dir={tmp_path}/g", "-m", "text=a,bb", "end=ok,raise", "cluster.cpus=1", "cluster.slots=2"]
+    assert launcher(command) == 0
+    job = re.search(r"job: (\d+), 4 tasks", capfd.readouterr().out)[1]
+    wait_for(lambda: ended(tmp_path / "g"))
+    assert status_of(tmp_path / "g") == ["ok", "error", "ok", "error"]
+    assert {p.name for p in (tmp_path / "g/logs").iterdir()} == {f"slurm-{job}_{n}.out" for n in range(4)}
+    assert launcher(command) == 0
+    assert "2 tasks" in capfd.readouterr().out
+    assert "#SBATCH --array=1,3%2" in (tmp_path / "g/launch/1/run.sh").read_text()
+    wait_for(lambda: ended(tmp_path / "g"))
+    launcher(["status", f"{tmp_path}/g"])
+    assert "4 runs: 2 ok, 2 error" in capfd.readouterr().out
+
+
+def test_warned_run_saves_is_requeued_and_goes_on(tmp_path):
+    run = tmp_path / "r"
+    assert launcher([SCRIPT, f"run_dir={run}", "steps=200", "step_s=0.05"]) == 0
+    wait_for((run / "checkpoint").exists)
+    job = json.loads((run / "launch/0/launch.json").read_text())["job_id"]
+    slurm.cancel(job, signal="USR1")  # the signal that Slurm sends before the time limit
+    wait_for(lambda: (read_result(run) or {}).get("status") == "requeue")
+    wait_for(lambda: status_of(run) == ["pending"])
+    wait_for(lambda: ended(run))
+    result = read_result(run)
+    assert result["status"] == "ok" and 0 < result["started_at"] < 200
+    assert (run / f"logs/slurm-{job}.out").read_text().count("starting at") == 2
+
+
+def test_cancel_saves_and_does_not_requeue(tmp_path, capfd):
+    run = tmp_path / "r"
+    assert launcher([SCRIPT, f"run_dir={run}", "steps=2000", "step_s=0.05"]) == 0
+    wait_for((run / "checkpoint").exists)
+    assert launcher([SCRIPT, f"run_dir={run}", "steps=2000", "step_s=0.05"]) == 2
+    assert "under way" in capfd.readouterr().err
+    launcher(["cancel", str(run)])
+    wait_for(lambda: ended(run))
+    assert read_result(run)["status"] == "interrupted"
+    wait_for(lambda: not slurm.states(json.loads((run / "launch/0/launch.json").read_text())["job_id"]))
+
+
+def test_cancelling_twice_kills(tmp_path):
+    run = tmp_path / "r"
+    assert launcher([SCRIPT, f"run_dir={run}", "steps=1", "step_s=1000"]) == 0
+    wait_for(lambda: status_of(run) == ["running"])
+    for _ in range(2):
+        cancel(run, wait_s=1)
+    wait_for(lambda: ended(run))
+    assert not slurm.states(json.loads((run / "launch/0/launch.json").read_text())["job_id"])
+
+
+def test_torchrun_over_two_nodes(tmp_path):
+    run = tmp_path / "r"
+    assert launcher([SCRIPT, f"run_dir={run}", "torchrun=True", "cluster.nodes=2", "cluster.nproc=1", "text=hi"]) == 0
+    wait_for(lambda: ended(run), seconds=120)
+    result = read_result(run)
+    assert (result["status"], result["world"], result["text"]) == ("ok", 2, "hi")
+    assert {p.name for p in (run / "logs").glob("rank*")} == {"rank_0.log", "rank_1.log"}
+
+
+def test_several_nodes_need_torchrun(tmp_path, capsys):
+    assert launcher([SCRIPT, f"run_dir={tmp_path}/r", "cluster.nodes=2"]) == 2
+    assert "needs torchrun=True" in capsys.readouterr().err
+
+
+def test_slurm_that_does_not_answer(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_CONF", "/nonexistent")
+    assert launcher([SCRIPT, "launcher=sbatch", f"run_dir={tmp_path}/r"]) == 2
+    assert "Slurm does not answer" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
