@@ -20,9 +20,11 @@ from src.nanollama.config.schema import (
     OptimConfig,
     Positive,
     PositiveFloat,
+    ProfilerConfig,
     TrainConfig,
     config,
 )
+from src.nanollama.data.mixture import check_weights
 from src.nanollama.train.resolve import VOLATILE, resolve_training
 
 EXPERIMENTS = "src/apps/gssm/configs"
@@ -48,6 +50,7 @@ class SetupConfig:
 
     alpha_X: PositiveFloat
     alpha_Z: PositiveFloat
+    graph_seed: Int | None = None  # None: that of the whole config
     difficulty: PositiveFloat | None = None
 
 
@@ -58,6 +61,7 @@ class GssmDataConfig(DataConfig):
     source: Literal["onfly", "files"] = "onfly"
     path: str | None = None  # files: the folder they lie in
     sequences: Positive | None = None  # files: train on the first so many; None: on all that are there
+    weights: tuple[float, ...] | None = None  # onfly: mix all ``setups`` as domains, in their order; evaluate each apart
 
 
 @config
@@ -79,6 +83,7 @@ class GssmConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
@@ -90,9 +95,29 @@ def resolve(cfg: GssmConfig) -> GssmConfig:
         raise ConfigError("gssm is empty: name a config (experiment=debug, config=FILE) or list the nodes of the graph under gssm")
     if cfg.data.source == "files" and not cfg.data.path:
         raise ConfigError("data.source=files needs data.path, the folder that python -m src.apps.gssm.data wrote")
+    if cfg.data.weights is not None:
+        return _resolve_mixture(cfg)
     cfg = _with_setup(cfg, cfg.setup)
     built = graph.build(cfg.gssm, cfg.alpha_X, cfg.alpha_Z)
     return resolve_training(cfg, built.vocab_size, "the observed node " + " x ".join(n.name for n in built.observed))
+
+
+def _resolve_mixture(cfg: GssmConfig) -> GssmConfig:
+    from . import graph
+
+    if cfg.setup or cfg.data.source != "onfly" or not cfg.setups:
+        raise ConfigError("data.weights mixes all setups on the fly: give setups, and neither setup nor data.source=files")
+    try:
+        check_weights(cfg.data.weights or (), list(cfg.setups))
+    except ConfigError as error:
+        raise ConfigError(f"data.weights: {error}") from error
+    built = [graph.build(cfg.gssm, setup.alpha_X, setup.alpha_Z) for setup in cfg.setups.values()]
+    return resolve_training(cfg, built[0].vocab_size, "the graph's observed nodes")
+
+
+def domain(cfg: GssmConfig, name: str) -> GssmConfig:
+    """The config of one domain of a mixture alone."""
+    return _with_setup(replace(cfg, data=replace(cfg.data, weights=None)), name)
 
 
 def _with_setup(cfg: GssmConfig, name: str | None) -> GssmConfig:
@@ -105,7 +130,8 @@ def _with_setup(cfg: GssmConfig, name: str | None) -> GssmConfig:
         raise ConfigError(f"setup={name}: no such entry of setups; {nearest(name, list(cfg.setups)) if cfg.setups else 'setups is empty'}")
     chosen = cfg.setups[name]
     data = replace(cfg.data, path=str(Path(cfg.data.path) / name)) if cfg.data.path else cfg.data
-    return replace(cfg, alpha_X=chosen.alpha_X, alpha_Z=chosen.alpha_Z, setups={}, setup=None, data=data)
+    seed = cfg.graph_seed if chosen.graph_seed is None else chosen.graph_seed
+    return replace(cfg, alpha_X=chosen.alpha_X, alpha_Z=chosen.alpha_Z, graph_seed=seed, setups={}, setup=None, data=data)
 
 
 def resolve_onfly(cfg: GssmConfig) -> GssmConfig:
@@ -132,7 +158,7 @@ def resolve_data(cfg: GssmConfig) -> GssmConfig:
 
 
 def _entry(name: str, check: Callable[[Any], Any], schema: type = GssmConfig) -> Entry:
-    return Entry(name, schema, check, experiments=EXPERIMENTS, volatile=VOLATILE)
+    return Entry(name, schema, check, experiments=EXPERIMENTS, volatile=VOLATILE, domains=lambda cfg: tuple(cfg.setups))
 
 
 TRAIN = _entry("gssm_train", resolve)

@@ -12,12 +12,13 @@ import numpy as np
 from src.nanollama.config import ConfigError
 from src.nanollama.config.ranks import world_size
 from src.nanollama.data.counter import WORDS, random_words
+from src.nanollama.data.mixture import Mixture
 from src.nanollama.data.source import DataSource, check_split
 from src.nanollama.train.evaluate import HeldOut, standard_error
 from src.nanollama.train.loop import Floor
 
 from . import files, graph, kernels
-from .config import GssmConfig
+from .config import GssmConfig, domain
 from .filter import Filter, bayes_loss
 from .sampler import Sampler
 
@@ -74,6 +75,11 @@ class OnFly:
         """(count, seq_len + 1) tokens: inputs and the targets one to their right."""
         return self.law.sampler.sample(split, start, count, self.seq_len + 1)
 
+    @property
+    def floor_kind(self) -> str:
+        """How the floor is known."""
+        return self.law.floor_kind
+
     def held_out(self, sequences: int) -> dict[str, HeldOut]:
         """The first validation sequences, with their floor."""
         return self.law.held_out(self.batch("valid", 0, sequences))
@@ -129,6 +135,11 @@ class Files:
             self._orders[epoch] = np.argsort(words, kind="stable")
         return self._orders[epoch]
 
+    @property
+    def floor_kind(self) -> str:
+        """How the floor is known."""
+        return self.law.floor_kind
+
     def held_out(self, sequences: int) -> dict[str, HeldOut]:
         """The first test sequences, with their floor."""
         return self.law.held_out(self.batch("valid", 0, sequences))
@@ -141,12 +152,45 @@ class Files:
         return None if losses is None else Floor(float(losses.mean()), standard_error(losses) * (1 - count / self.sequences) ** 0.5)
 
 
-Source = OnFly | Files
+class Domains:
+    """A weighted mixture of setups, each a law of its own, drawn on the fly and evaluated apart."""
+
+    def __init__(self, cfg: GssmConfig) -> None:
+        assert cfg.data.weights
+        alone = {name: domain(cfg, name) for name in cfg.setups}
+        self.sources = {name: OnFly(part, Law(part)) for name, part in alone.items()}
+        self.mixture = Mixture(self.sources, cfg.data.weights, cfg.train.seed)
+        self.vocab_size, self.seq_len = self.mixture.vocab_size, self.mixture.seq_len
+
+    @property
+    def floor_kind(self) -> str:
+        """Of the domain that has the least exact one."""
+        return max((source.law.floor_kind for source in self.sources.values()), key=lambda kind: kind != "exact filter")
+
+    def batch(self, split: str, start: int, count: int) -> np.ndarray:
+        """(count, seq_len + 1) tokens: inputs and the targets one to their right."""
+        return self.mixture.batch(split, start, count)
+
+    def held_out(self, sequences: int) -> dict[str, HeldOut]:
+        """The first validation sequences of every domain."""
+        return {f"valid/{name}": source.held_out(sequences)["valid"] for name, source in self.sources.items()}
+
+    def floor(self) -> Floor | None:
+        """Expected Bayes loss of the mixture for a reader who knows the domain of every sequence: no model can do better."""
+        floors = [source.floor() for source in self.sources.values()]
+        weights = self.mixture.weights
+        if any(floor is None for floor in floors):
+            return None
+        mean = sum(w * floor.mean for w, floor in zip(weights, floors, strict=True) if floor)
+        return Floor(float(mean), float(sum((w * floor.se) ** 2 for w, floor in zip(weights, floors, strict=True) if floor) ** 0.5))
+
+
+Source = OnFly | Files | Domains
 SOURCES: dict[str, Callable[[GssmConfig, Law], Source]] = {"onfly": OnFly, "files": Files}
 
 
-def open_source(cfg: GssmConfig, law: Law) -> Source:
-    """The data source that ``data.source`` names."""
-    source = SOURCES[cfg.data.source](cfg, law)
+def open_source(cfg: GssmConfig) -> Source:
+    """The data source that ``data.source`` and ``data.weights`` name."""
+    source = Domains(cfg) if cfg.data.weights is not None else SOURCES[cfg.data.source](cfg, Law(cfg))
     assert isinstance(source, DataSource)
     return source

@@ -24,14 +24,13 @@ def train_on(cfg: GssmConfig, run: RunFolder) -> dict[str, Any]:
     """What ``train`` and ``train_onfly`` do."""
     from src.nanollama.train.loop import train as train_model
 
-    from .source import Files, Law, open_source
+    from .source import Files, open_source
 
     if cfg.data.source == "files" and not Path(cfg.data.path or "").exists():
         command = f"python -m src.apps.gssm.data config={run.path}/config.yaml" + ("" if cfg.data.sequences else " data.sequences=N")
         raise ConfigError(f"data.path={cfg.data.path} does not exist; make it with: {command}")
-    law = Law(cfg)
-    source = open_source(cfg, law)
-    run.summary.update(floor=law.floor_kind)
+    source = open_source(cfg)
+    run.summary.update(floor=source.floor_kind)
     result = train_model(cfg, run, source, source.held_out(cfg.eval.sequences), source.floor())
     if isinstance(source, Files):
         result["epochs"] = result["steps"] * cfg.data.batch_size / source.sequences
