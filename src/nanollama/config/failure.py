@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -32,6 +33,12 @@ class Failure:
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.host} failed first:\n{self.text.rstrip()}"
+
+
+def unexpected(error: Exception) -> tuple[str, str]:
+    """Status and text of an error that nobody raised on purpose."""
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return "oom" if out_of_memory else "error", "".join(traceback.format_exception(error))
 
 
 def first_failure(status: str, text: str) -> Failure | None:

@@ -20,14 +20,13 @@ import logging
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .compose import CONFIGS, Entry, as_dict, check_overrides, compose, register_experiments, register_schema, rewrite_argv, typed
 from .errors import ConfigError, Interrupted, Requeue, RunFailed
-from .failure import Failure, first_failure, wait_until_written, watch, written
+from .failure import Failure, first_failure, unexpected, wait_until_written, watch, written
 from .folder import RunFolder, check_resume, check_same, new_folder, open_folder, read_result
 from .ranks import agree, rank, world_size
 
@@ -105,9 +104,8 @@ def execute(task: Task, cfg: Any, run: RunFolder) -> int:
     except (Interrupted, KeyboardInterrupt) as error:
         status, code, message = "interrupted", Interrupted.exit_code, f"interrupted: {error or 'Ctrl-C'}"
     except Exception as error:
-        out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        status, code = "oom" if out_of_memory else "error", RunFailed.exit_code
-        message = traceback.format_exc()
+        status, message = unexpected(error)
+        code = RunFailed.exit_code
     if message:
         status, message = _say(status, message)
     if rank() == 0:
