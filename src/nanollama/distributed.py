@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from .config import ConfigError
+from .config import ConfigError, Interrupted, Requeue, RunFailed
+from .config.failure import first_failure, unexpected
 from .config.ranks import rank, world_size
 
 
@@ -44,6 +46,13 @@ class Ranks:
         flag = torch.tensor(value)  # on the CPU: asking does not wait for the device
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return int(flag)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order."""
+        found = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(found, value)
+        return found
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -106,6 +115,11 @@ def ranks(device_name: str) -> Iterator[Ranks]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(rank(), world_size(), device)
+    except (ConfigError, RunFailed, Requeue, Interrupted):
+        raise
+    except Exception as error:
+        first_failure(*unexpected(error))  # before leaving the group, which makes the others fail too
+        raise
     finally:
         if mine:
             dist.destroy_process_group()
