@@ -8,22 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from debug_sampler import sampler
 
-from src.apps.gssm import files, graph, kernels
+from src.apps.gssm import files
 from src.apps.gssm.config import DATA, TRAIN
 from src.apps.gssm.data import data
-from src.apps.gssm.sampler import Sampler
 from src.apps.gssm.source import Files, Law, OnFly
 from src.nanollama.config import ROOT, ConfigError, compose, read_result
 from src.nanollama.config.main import run_command
 
 CONFIGS = "src/apps/gssm/configs/experiment1"
 SMALL = ["data.seq_len=16", "data.sequences=20", "eval.sequences=6"]
-
-
-def sampler(alpha: float = 0.3, seed: int = 3) -> Sampler:
-    cfg = compose(TRAIN, ["experiment=debug", f"alpha_X={alpha}"])
-    return Sampler(kernels.draw(graph.build(cfg.gssm, cfg.alpha_X, cfg.alpha_Z), 1), seed, backend="numpy")
 
 
 def config(path: Path, *more: str):
@@ -92,7 +87,7 @@ def test_a_failed_writer_leaves_nothing_that_a_reader_accepts(tmp_path, monkeypa
 
 def test_a_killed_writer_leaves_no_data_set(tmp_path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from test_gssm_files import sampler, files\n"
+        "import os, sys; from pathlib import Path; from debug_sampler import sampler; from src.apps.gssm import files\n"
         "files._equal_sequences = lambda *a: os.kill(os.getpid(), 9)\n"
         "files.write(Path(sys.argv[1]), sampler(), 17, 20, 6)"
     )
@@ -105,7 +100,7 @@ def test_a_killed_writer_leaves_no_data_set(tmp_path) -> None:
 def test_a_disk_that_fills_up_is_a_clear_failure(tmp_path) -> None:
     """The operating system refuses the file half-way, by its size limit, as a full disk does."""
     code = (
-        "import resource, signal, sys; from pathlib import Path; from test_gssm_files import sampler, files\n"
+        "import resource, signal, sys; from pathlib import Path; from debug_sampler import sampler; from src.apps.gssm import files\n"
         "made = sampler(); made.sample('train', 0, 1, 4)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "files.write(Path(sys.argv[1]), made, 129, 400, 6)"
