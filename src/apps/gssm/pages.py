@@ -13,6 +13,7 @@ Found = Mapping[str, Any]
 Trace = dict[str, Any]
 
 LAYERS = {"title": {"text": "layer (0: the embedding)"}, "dtick": 1}
+START = "Every sequence starts in the same, known state of the graph, so its first tokens are the easiest."
 POSITION = {"title": {"text": "position in the sequence"}, "type": "log", "dtick": "D2"}
 
 
@@ -122,7 +123,7 @@ def positions_page(found: Found) -> Page:
     loss = [b + e for b, e in zip(found["bayes_loss"], found["excess_loss"], strict=True)]
     level = [line("model", x, loss, series_colour(0)), line("exact floor", x, found["bayes_loss"], "var(--ink)", dash="dash")]
     levels = Figure(
-        level, {"xaxis": POSITION, "yaxis": {}, **_trained(found)}, "Both fall as the context tells more.", "Loss, nats per token"
+        level, {"xaxis": POSITION, "yaxis": {}, **_trained(found)}, START, "Loss, nats per token"
     )
     bars = {"array": found["excess_loss_se"], "width": 0, "thickness": 1, "color": f"{series_colour(0)}/0.4"}
     gap = [line("excess", x, found["excess_loss"], series_colour(0), error_y=bars)]
