@@ -122,9 +122,7 @@ def positions_page(found: Found) -> Page:
     x = range(1, len(found["bayes_loss"]) + 1)
     loss = [b + e for b, e in zip(found["bayes_loss"], found["excess_loss"], strict=True)]
     level = [line("model", x, loss, series_colour(0)), line("exact floor", x, found["bayes_loss"], "var(--ink)", dash="dash")]
-    levels = Figure(
-        level, {"xaxis": POSITION, "yaxis": {}, **_trained(found)}, START, "Loss, nats per token"
-    )
+    levels = Figure(level, {"xaxis": POSITION, "yaxis": {}, **_trained(found)}, START, "Loss, nats per token")
     bars = {"array": found["excess_loss_se"], "width": 0, "thickness": 1, "color": f"{series_colour(0)}/0.4"}
     gap = [line("excess", x, found["excess_loss"], series_colour(0), error_y=bars)]
     axes = {"xaxis": POSITION, "yaxis": {"type": "log", "dtick": "D2", "tickformat": "~g"}, **_trained(found)}
