@@ -110,7 +110,9 @@ class Figure:
                 continue
             line, marker = trace.get("line") or {}, trace.get("marker") or {}
             colour = line.get("color") or marker.get("color") or "var(--ink)"
-            stroke = marker.get("symbol", "circle") if "lines" not in trace.get("mode", "lines") else line.get("dash", "solid")
+            drawn = "markers" if trace.get("type") == "bar" else trace.get("mode", "lines")
+            shape = "square" if trace.get("type") == "bar" else marker.get("symbol", "circle")
+            stroke = line.get("dash", "solid") if "lines" in drawn else shape
             colour = colour if isinstance(colour, str) else "var(--ink)"  # one colour a point: the legend shows the shape only
             groups.setdefault(group, {"group": group, "name": str(trace.get("name", group)), "colour": colour, "stroke": stroke})
         return list(groups.values())
