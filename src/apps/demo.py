@@ -87,16 +87,14 @@ def steps_of(size: Size) -> list[Step]:
     predict = ("experiment=debug", "alpha_X=5e-2", "alpha_Z=1e-3")
 
     def matched(folder: Path) -> tuple[str, ...]:
-        return ("experiment=debug", "alpha_X=1e-3", f"alpha_Z={calibrated_alpha(folder)!r}")
+        return ("experiment=debug", "alpha_X=1e-3", f"alpha_Z={read_calibration(folder)['alpha']!r}")
 
     def target(folder: Path) -> tuple[str, ...]:
         wanted = read_difficulty(folder, "predict")["bayes_loss"]
         return ("experiment=debug", "alpha_X=1e-3", f"solve.target={wanted!r}", "solve.curve=0", *size.measure)
 
-    def measure(name: str, law: Callable[[Path], tuple[str, ...]], *after: str) -> Step:
-        return Step(
-            f"difficulty/{name}", "src.apps.gssm.difficulty", lambda f: (*law(f), *size.measure), lambda f: tell_difficulty(f, name), after
-        )
+    def measure(name: str, law: tuple[str, ...]) -> Step:
+        return Step(f"difficulty/{name}", "src.apps.gssm.difficulty", lambda f: (*law, *size.measure), lambda f: tell_difficulty(f, name))
 
     def training(name: str, module: str, steps: int, arguments: Callable[[Path], tuple[str, ...]], *after: str) -> Step:
         def full(folder: Path) -> tuple[str, ...]:
@@ -109,14 +107,13 @@ def steps_of(size: Size) -> list[Step]:
 
     gssm, steps = "src.apps.gssm.train", size.steps
     return [
-        measure("predict", lambda f: predict),
-        measure("infer", lambda f: infer),
-        Step("calibrate/matched", "src.apps.gssm.calibrate", target, tell_calibration, ("difficulty/predict",), weight=40),
+        measure("predict", predict),
+        measure("infer", infer),
+        Step("difficulty/matched", "src.apps.gssm.calibrate", target, tell_calibration, ("difficulty/predict",), weight=30),
         training("text", "src.apps.mixbo.train", size.text_steps, text),
         training("infer", gssm, steps, lambda f: infer),
-        measure("matched", matched, "calibrate/matched"),
         training("predict", gssm, steps, lambda f: predict),
-        training("matched", gssm, steps, matched, "calibrate/matched"),
+        training("matched", gssm, steps, matched, "difficulty/matched"),
     ]
 
 
@@ -124,13 +121,14 @@ def steps_of(size: Size) -> list[Step]:
 
 
 def read_difficulty(folder: Path, name: str) -> dict[str, Any]:
-    """The measures of one setting."""
+    """The measures of one setting; the calibrated one's come with its calibration."""
     return json.loads((folder / "difficulty" / name / "difficulty.json").read_text())
 
 
-def calibrated_alpha(folder: Path) -> float:
-    """alpha_Z of the third setting."""
-    return (read_result(folder / "calibrate" / "matched") or {})["alpha"]
+def read_calibration(folder: Path) -> dict[str, Any]:
+    """What calibrating the third setting found: ``alpha`` (its alpha_Z), ``value`` (its Bayes loss), ..."""
+    (solution,) = json.loads((folder / "difficulty" / "matched" / "calibration.json").read_text())["solutions"]
+    return solution
 
 
 def tell_difficulty(folder: Path, name: str) -> str:
@@ -142,13 +140,12 @@ def tell_difficulty(folder: Path, name: str) -> str:
 
 
 def tell_calibration(folder: Path) -> str:
-    (found,) = json.loads((folder / "calibrate" / "matched" / "calibration.json").read_text())["solutions"]
-    wanted = read_difficulty(folder, "predict")
+    found, wanted = read_calibration(folder), read_difficulty(folder, "predict")
     gap, error = abs(found["value"] - wanted["bayes_loss"]), wanted["bayes_loss_se"]
     verdict = "equal within" if gap <= error else "NOT equal within"
     return (
-        f"alpha_Z = {found['alpha']:.4g} at alpha_X = 1e-3 has the exact Bayes loss {found['value']:.4f}, predict has "
-        f"{wanted['bayes_loss']:.4f}: {verdict} its standard error of {error:.4f}"
+        f"calibrated: alpha_Z = {found['alpha']:.4g} at alpha_X = 1e-3 has the exact Bayes loss {found['value']:.4f}, predict has "
+        f"{wanted['bayes_loss']:.4f}, {verdict} its standard error of {error:.4f}; {tell_difficulty(folder, 'matched')}"
     )
 
 

@@ -27,7 +27,9 @@ def text_section(runs: Sequence[Run], hue: Mapping[str, str]) -> Section | None:
         return None
     splits = list(dict.fromkeys(row["split"] for row in rows))
     rows.sort(key=lambda row: splits.index(row["split"]))
-    panels = [_panel(runs, split, rows, hue) for split in splits]
+    seen = [record["bits_per_byte"] for run in runs for split in splits for record in points(run, split, "bits_per_byte")]
+    top = 1.1 * max(seen + [row[key] for row in rows for key in ("gzip", "xz") if row[key] is not None])
+    panels = [_panel(runs, split, rows, hue, top) for split in splits]
     caption = (
         "Held-out files only; a random byte has 8 bits. Dashed: gzip, dotted: xz, on the same bytes. A compressor starts from nothing "
         "and sees all of the text; the model has learned from other files but sees only its context."
@@ -40,7 +42,7 @@ def _cells(row: Row, hue: Mapping[str, str]) -> list[Cell]:
     return [row["text"], Chip(row["run"], hue[row["run"]]), model, fixed(row["gzip"], 3), fixed(row["xz"], 3)]
 
 
-def _panel(runs: Sequence[Run], split: str, rows: Sequence[Row], hue: Mapping[str, str]) -> Figure:
+def _panel(runs: Sequence[Run], split: str, rows: Sequence[Row], hue: Mapping[str, str], top: float) -> Figure:
     here = [row for row in rows if row["split"] == split]
     traces: list[Trace] = []
     for run in runs:
@@ -52,5 +54,5 @@ def _panel(runs: Sequence[Run], split: str, rows: Sequence[Row], hue: Mapping[st
         value = next((row[key] for row in here if row[key] is not None), None)
         if value is not None:
             traces.append(level(key, key, end, value, "var(--muted)", dash, "bits per byte"))
-    layout = {"xaxis": {**TOKENS, "nticks": 5}, "yaxis": {"range": [0, 8.2], "dtick": 2}}
+    layout = {"xaxis": {**TOKENS, "nticks": 5}, "yaxis": {"range": [0, top]}}
     return Figure(traces, layout, title=f"{here[0]['text']}, bits per byte", height=250)
