@@ -92,7 +92,7 @@ def typed(entry: Entry, node: DictConfig, overrides: Sequence[str] = ()) -> Any:
 
 def as_dict(cfg: Any) -> dict[str, Any]:
     """A config as plain nested dictionaries and lists, ready for YAML or JSON."""
-    return OmegaConf.to_container(OmegaConf.create(_plain(dataclasses.asdict(cfg))))  # type: ignore[return-value]
+    return _plain(dataclasses.asdict(cfg))
 
 
 def _plain(value: Any) -> Any:
