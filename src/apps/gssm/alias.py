@@ -8,11 +8,13 @@ integer arithmetic, so two implementations agree bit for bit; each probability i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .graph import Graph
 from .kernels import Kernels
 
 GROUP = 4  # inputs are read four at a time; shorter lists are padded with a zero stride
@@ -61,17 +63,22 @@ def alias_bits(dim: int) -> int:
 
 def layout(kernels: Kernels) -> Layout:
     """Flatten ``kernels`` for the sampler. Context tables follow the shared ones, one block per sequence (see ``Sampler``)."""
-    graph = kernels.graph
-    nb_latents, nb_observed = len(graph.latents), len(graph.observed)
-    context = tuple(i for i, node in enumerate(graph.nodes) if node.mode == "context")
-    shared = [packed_table(t).ravel() for i, t in enumerate(kernels.tables) if i not in context]
-    base, per_sequence = np.zeros(len(graph.nodes), np.uint32), np.zeros(len(graph.nodes), np.uint32)
+    plan = structure(kernels.graph)
+    shared = [packed_table(t).ravel() for i, t in enumerate(kernels.tables) if i not in plan.context]
+    return replace(plan, table=np.concatenate(shared)) if shared else plan
+
+
+def structure(graph: Graph) -> Layout:
+    """A layout whose table is still empty."""
+    nodes, nb_latents, nb_observed = range(len(graph.nodes)), len(graph.latents), len(graph.observed)
+    size = [math.prod(graph.kernel_shape(i)) for i in nodes]
+    context = tuple(i for i in nodes if graph.nodes[i].mode == "context")
+    base, per_sequence = np.zeros(len(nodes), np.uint32), np.zeros(len(nodes), np.uint32)
     offset = 0
-    for i in [i for i in range(len(graph.nodes)) if i not in context] + list(context):  # context blocks start where the shared end
+    for i in sorted(nodes, key=lambda i: i in context):  # context blocks start where the shared tables end
         base[i] = offset
-        offset += kernels.tables[i].size
-    block = sum(kernels.tables[i].size for i in context)
-    per_sequence[list(context)] = block
+        offset += size[i]
+    per_sequence[list(context)] = sum(size[i] for i in context)
     first_input, source, stride = [0], [], []
     for i, node in enumerate(graph.nodes):
         for edge, step in zip(node.inputs, graph.input_strides(i), strict=True):
@@ -83,7 +90,7 @@ def layout(kernels: Kernels) -> Layout:
         stride += [0] * padding
         first_input.append(len(source))
     return Layout(
-        table=np.concatenate(shared) if shared else np.empty(0, np.uint32),
+        table=np.empty(0, np.uint32),
         base=base,
         per_sequence=per_sequence,
         dims=np.array([node.state_dim for node in graph.nodes], np.uint32),

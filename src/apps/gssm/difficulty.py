@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from src.nanollama.config import ConfigError, RunFolder, main
 from src.nanollama.config.folder import write_json
+from src.nanollama.report.format import plus_minus
 
 from . import compression, kernels, ngram
+from .estimate import bounds
 from .filter import Filter, Floor, bayes_loss, check_feasible
 from .graph import build
 from .kernels import Kernels, row_entropy
@@ -31,6 +33,7 @@ from .measure_config import DIFFICULTY, DifficultyConfig, MeasureConfig, setting
 from .sampler import Sampler
 
 WINDOWS_PER_SEQUENCE = 32
+BOUNDS = 8  # estimated bounds use this many times fewer sequences than the exact filter
 BLOCK = 16  # sequences whose predictive laws are held at once
 
 
@@ -128,7 +131,8 @@ MEASURES: dict[str, Callable[[Meter], Estimate]] = {
 def measure(kernels: Kernels, seq_len: int, cfg: MeasureConfig | None = None) -> dict[str, Any]:
     """All measures of one set of kernels, with the keys of ``difficulty.json``; losses in nats per token.
 
-    Where the exact filter is out of reach, the exact measures are None and ``bayes_note`` says why.
+    ``bayes_estimator`` says where ``bayes_loss`` comes from. Where the exact filter is out of reach (``bayes_note`` says why), it is an
+    upper bound, the loss of a particle filter, with a lower one as ``bayes_lower``; there are no windows then.
     """
     cfg = cfg or MeasureConfig()
     meter = Meter(kernels, seq_len, cfg)
@@ -137,11 +141,14 @@ def measure(kernels: Kernels, seq_len: int, cfg: MeasureConfig | None = None) ->
     try:
         check_feasible(kernels.graph)
     except ConfigError as error:
-        found |= {"bayes_loss": None, "bayes_loss_se": None, "bayes_share": None, "bayes_note": str(error)}
+        found |= _bounds(meter) | {"bayes_note": str(error)}
     else:
         loss = meter.bayes_loss()
+        found["bayes_estimator"] = "exact filter"
         found |= {f"window_{k}": meter.read(f"window_{k}").value for k in cfg.windows if k <= seq_len}
-        found |= {"bayes_loss": loss.value, "bayes_loss_se": loss.se, "bayes_share": meter.bayes_share().value}
+        found |= {"bayes_loss": loss.value, "bayes_loss_se": loss.se}
+    scale = meter.log_vocab or 1.0
+    found["bayes_share"] = None if found["bayes_loss"] is None else found["bayes_loss"] / scale
     return found | {
         "log_vocab": meter.log_vocab,
         "tokens": cfg.tokens,
@@ -149,6 +156,17 @@ def measure(kernels: Kernels, seq_len: int, cfg: MeasureConfig | None = None) ->
         "seq_len": seq_len,
         "row_entropy": {node.name: row_entropy(table) for node, table in zip(kernels.graph.nodes, kernels.tables, strict=True)},
     }
+
+
+def _bounds(meter: Meter) -> dict[str, Any]:
+    """What is known of the Bayes loss without an exact filter."""
+    cfg = meter.cfg
+    try:
+        found = bounds(meter.sampler, meter.seq_len, max(2, cfg.sequences // BOUNDS), threads=cfg.threads)
+    except ConfigError as error:
+        return {"bayes_loss": None, "bayes_loss_se": None, "bayes_estimator": str(error)}
+    above = {"bayes_loss": found.upper, "bayes_loss_se": found.upper_se, "bayes_estimator": found.name}
+    return above | {"bayes_lower": found.lower, "bayes_lower_se": found.lower_se}
 
 
 def combine(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -204,6 +222,12 @@ def survey(cfg: DifficultyConfig) -> list[dict[str, Any]]:
     return rows
 
 
+def _bayes_note(row: dict[str, Any]) -> str:
+    """A sentence on a Bayes loss that is not exact."""
+    lower = f"; at least {plus_minus(row['bayes_lower'], row['bayes_lower_se'])}" if "bayes_lower" in row else ""
+    return f"{row['name']}: {row['bayes_note']}. In its place: {row['bayes_estimator']}{lower}"
+
+
 @main(DIFFICULTY)
 def difficulty(cfg: DifficultyConfig, run: RunFolder) -> dict[str, Any]:
     """Measure, print a table, and write ``difficulty.json``, ``difficulty.html`` and ``setups.yaml``."""
@@ -217,7 +241,7 @@ def difficulty(cfg: DifficultyConfig, run: RunFolder) -> dict[str, Any]:
     print(page.as_text(page.settings_table(rows)))
     if not cfg.map.active:
         print(f"\n{snippet.rstrip()}")
-    for note in dict.fromkeys(row["bayes_note"] for row in rows if "bayes_note" in row):
+    for note in dict.fromkeys(_bayes_note(row) for row in rows if "bayes_note" in row):
         print(f"\n{note}")
     print(f"\n{run.path}/difficulty.html, difficulty.json, setups.yaml")
     return {key: rows[0][key] for key in ("gzip_legacy", "gzip_normalised", "bayes_loss", "bayes_loss_se")} if len(rows) == 1 else {}

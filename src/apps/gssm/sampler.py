@@ -61,7 +61,7 @@ class Sampler:
 
     def kernels_of(self, split: str, sequence: int) -> Kernels:
         """The tables in force in one sequence: they differ from ``kernels`` for context nodes only."""
-        return self.kernels.for_sequence(*self._context_stream(split, sequence))
+        return self.kernels.for_sequence(*self._context_stream(split, sequence)) if self.kernels.graph.has_context else self.kernels
 
     def _context_stream(self, split: str, sequence: int) -> tuple[int | str, ...]:
         return ("context", self.seed, split, sequence)

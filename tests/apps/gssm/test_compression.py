@@ -23,6 +23,13 @@ def test_golden_legacy_ratio_of_the_second_setting():
     assert 0.70 < legacy(131_072, alpha_X=5e-2, alpha_Z=1e-3) < 0.78
 
 
+def test_golden_legacy_ratios_of_the_larger_graph():
+    """Eight latents, 64 tokens: an emission table of four million entries."""
+    larger = {"latents": 8, "vocab": 64}
+    assert 0.71 < legacy(131_072, alpha_X=1e-3, alpha_Z=4e-3, **larger) < 0.83
+    assert 0.70 < legacy(131_072, alpha_X=2e-3, alpha_Z=1e-3, **larger) < 0.80
+
+
 def test_legacy_ratio_counts_bytes_of_int64_per_token():
     tokens = np.random.default_rng(0).integers(0, 32, (4, 500)).astype(np.uint8)
     with_header = gzip.compress(tokens.astype(np.int64).tobytes(), compresslevel=9)

@@ -88,12 +88,6 @@ def test_infinite_window_equals_the_whole_past():
     np.testing.assert_allclose(found.window_predictive(tokens, found.occupancy(1)), found.predictive(tokens)[:, -1], atol=1e-12)
 
 
-def test_out_of_reach_is_said_and_the_rest_measured():
-    drawn = kernels.draw(graph.build([node("Z", 3, mode="context"), node("X", 4, ("Z",))], 0.3, 0.3), 0)
-    found = difficulty.measure(drawn, 16, QUICK)
-    assert found["bayes_loss"] is None and "context node Z" in found["bayes_note"] and found["bigram_loss"] > 0
-
-
 def test_combine_averages_over_graphs():
     rows = [{"a": 1.0, "a_se": 0.3, "n": 5, "inner": {"b": 2.0}}, {"a": 3.0, "a_se": 0.4, "n": 5, "inner": {"b": 2.0}}]
     found = difficulty.combine(rows)
