@@ -22,6 +22,7 @@ from src.nanollama.config.schema import (
     ModelConfig,
     OptimConfig,
     Positive,
+    ProfilerConfig,
     TrainConfig,
     config,
 )
@@ -70,6 +71,7 @@ class MixtureConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 

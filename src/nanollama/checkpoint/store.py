@@ -14,24 +14,29 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from ..config import ConfigError, RunFailed
+from ..config.schema import CheckpointConfig
 from ..distributed import Ranks
 from .retention import expired
 
 log = logging.getLogger("nanollama")
 
 OPTIONAL = {"scale", "rng"}
+ALONE = "torch.distributed is disabled"
+PIN = "awaiting-evaluation"
 Tensors = Mapping[str, Any]  # nested dictionaries with tensors as leaves
 
 _PICKLE_MODULES = {"torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"}
@@ -74,20 +79,30 @@ def numbered(folder: Path) -> list[int]:
 def quiet() -> Iterator[None]:
     """DCP warns that a single process is alone; it is meant to be."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        warnings.filterwarnings("ignore", message=ALONE)
         yield
 
 
 class Store:
-    """The checkpoints of one run folder."""
+    """The checkpoints of one run folder. One that holds the file ``PIN`` waits for its evaluation and is not deleted."""
 
-    def __init__(self, run_dir: Path, ranks: Ranks, keep: int) -> None:
+    def __init__(self, run_dir: Path, ranks: Ranks, cfg: CheckpointConfig) -> None:
         self.folder = run_dir / "checkpoints"
         self.ranks = ranks
-        self.keep = keep
+        self.cfg = cfg
+        self.losses: dict[int, float] = {}  # held-out, by step, of those that were evaluated
+        self._writing: Future | None = None
+        if cfg.asynchronous:
+            warnings.filterwarnings("ignore", message=ALONE)  # a filter that comes and goes would not hold in the writing thread
+        # of its own, so that writing in the background never meets the training's collectives
+        self._group = dist.new_group(backend="gloo") if cfg.asynchronous and ranks.world > 1 else None
 
-    def save(self, step: int, tensors: Tensors, numbers: Mapping[str, Any], prune: bool = True) -> Path:
-        """Write ``checkpoints/<step>`` (collective) and, with ``prune``, delete what retention lets go. A step saved before stays."""
+    def save(self, step: int, tensors: Tensors, numbers: Mapping[str, Any], prune: bool = True, pin: bool = False) -> Path:
+        """Write ``checkpoints/<step>`` (collective); with ``prune``, delete what retention lets go. A step saved before stays as it is.
+
+        With ``checkpoint.asynchronous`` returns when the tensors are copied, and waits only for the writing of the save before.
+        """
+        self.wait()
         target = self.folder / f"{step}"
         if target.exists():
             return target
@@ -95,16 +110,55 @@ class Store:
         if self.ranks.rank == 0:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
+            (scratch / "state.json").write_text(json.dumps(dict(numbers)))
+            if pin:
+                (scratch / PIN).touch()
         self.ranks.barrier()
         with quiet():
-            dcp.save(dict(tensors), checkpoint_id=scratch, no_dist=self.ranks.world == 1)
-        if self.ranks.rank == 0:
-            (scratch / "state.json").write_text(json.dumps(dict(numbers)))
-            os.replace(scratch, target)
-            for old in expired(numbered(self.folder), self.keep) if prune else ():
-                shutil.rmtree(self.folder / str(old))
-        self.ranks.barrier()
+            if self.cfg.asynchronous:
+                future = dcp.async_save(dict(tensors), checkpoint_id=scratch, process_group=self._group, no_dist=self.ranks.world == 1)
+                assert isinstance(future, Future)
+                self._writing = _then(future, lambda: self._publish(scratch, target, prune))
+            else:
+                dcp.save(dict(tensors), checkpoint_id=scratch, no_dist=self.ranks.world == 1)
+                self._publish(scratch, target, prune)
+                self.ranks.barrier()
         return target
+
+    def _publish(self, scratch: Path, target: Path, prune: bool) -> None:
+        """Rank 0: every rank has written, so the checkpoint gets its name."""
+        if self.ranks.rank == 0:
+            os.replace(scratch, target)
+            if prune:
+                self.prune()
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more (collective); raises what went wrong with it."""
+        if self._writing:
+            with quiet():
+                self._writing.result()
+            self._writing = None
+            self.ranks.barrier()
+
+    def prune(self) -> None:
+        """Delete what retention lets go. Only for rank 0."""
+        for step in expired(numbered(self.folder), self.cfg.keep, self.pinned()):
+            shutil.rmtree(self.folder / f"{step}")
+
+    def pinned(self) -> set[int]:
+        """Steps that stay whatever their age: waiting for evaluation, or the best with ``checkpoint.keep_best``."""
+        rated = [step for step in numbered(self.folder) if step in self.losses]
+        best = min(rated, key=self.losses.__getitem__, default=None) if self.cfg.keep_best else None
+        return {*self.waiting(), *([best] if best is not None else [])}
+
+    def waiting(self) -> list[int]:
+        """Steps whose evaluation has not come in, ascending."""
+        return [step for step in numbered(self.folder) if (self.folder / f"{step}" / PIN).exists()]
+
+    def rate(self, step: int, loss: float) -> None:
+        """Take note of the held-out loss at a step, and let its checkpoint go when its time comes."""
+        self.losses[step] = loss
+        (self.folder / f"{step}" / PIN).unlink(missing_ok=True)
 
     def load_newest(self, tensors: Tensors) -> dict[str, Any]:
         """Fill ``tensors`` in place from the newest readable checkpoint; returns its numbers. Raises RunFailed if none is readable."""
@@ -116,6 +170,22 @@ class Store:
             except (Exception, CheckpointException) as error:  # a damaged file can fail in any way; an older one may be whole
                 log.warning("checkpoint %s is not readable (%s), trying the one before it", step, type(error).__name__)
         raise RunFailed(f"no checkpoint in {self.folder} is readable; delete the run folder to start over")
+
+
+def _then(future: Future, work: Callable[[], None]) -> Future:
+    """A future that is done when ``work``, which is called after ``future`` in its thread, is done too."""
+    both: Future = Future()
+
+    def finish(done: Future) -> None:
+        try:
+            done.result()
+            work()
+            both.set_result(None)
+        except BaseException as error:
+            both.set_exception(error)
+
+    future.add_done_callback(finish)
+    return both
 
 
 def load(path: Path, tensors: Tensors, ranks: Ranks) -> dict[str, Any]:

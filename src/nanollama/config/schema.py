@@ -108,6 +108,8 @@ class EvalConfig:
 
     period: Count = 100  # 0: only at the end
     sequences: Positive = 64
+    asynchronous: bool = False  # periodic evaluations save and leave the work to a process of their own
+    checkpoint: str | None = None  # do not train: evaluate this checkpoint folder
 
 
 @config
@@ -115,8 +117,29 @@ class CheckpointConfig:
     """When to save, how many to keep, where to start from."""
 
     period: Count = 0  # steps; 0: only at the end and when stopped
-    keep: Positive = 2
+    keep: Positive = 2  # the newest ones
+    keep_best: bool = False  # and the one of the lowest held-out loss (mean of all splits): saves at every evaluation
+    asynchronous: bool = False  # copy, then write while training goes on
     init_from: str | None = None  # a checkpoint folder to continue from (model, optimiser, data position), without writing there
+
+
+@config
+class TraceConfig:
+    """torch.profiler over a few steps, into ``traces/`` (TensorBoard's plugin and Perfetto read them) and a table in TensorBoard."""
+
+    active: bool = False
+    wait: Count = 10  # steps of this process before the recording
+    steps: Positive = 3  # recorded
+    repeat: Positive = 1  # times; waits again in between
+    memory: bool = False  # CUDA: also every allocation, as a snapshot for https://docs.pytorch.org/memory_viz
+
+
+@config
+class ProfilerConfig:
+    """``light.csv``: a row of phase times, speed and memory at every log step."""
+
+    light: bool = True
+    trace: TraceConfig = field(default_factory=TraceConfig)
 
 
 @config

@@ -19,6 +19,7 @@ class Sink(Protocol):
     """Takes records as they come."""
 
     def write(self, record: Record) -> None: ...
+    def finish(self, result: Record) -> None: ...
     def close(self) -> None: ...
 
 
@@ -35,6 +36,9 @@ class Jsonl:
 
     def write(self, record: Record) -> None:
         self._file.write(json.dumps({k: None if _not_finite(v) else v for k, v in record.items()}, allow_nan=False) + "\n")
+
+    def finish(self, result: Record) -> None:
+        """Nothing: the run's result has a file of its own."""
 
     def close(self) -> None:
         self._file.close()
@@ -58,15 +62,27 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 class TensorBoard:
     """Scalars ``<metric>/<split>``, so that the loss curves of all splits share a chart group."""
 
-    def __init__(self, folder: Path, resume_step: int = 0) -> None:
+    def __init__(self, folder: Path, config: Record, resume_step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._config = config
         self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
 
     def write(self, record: Record) -> None:
         for key, value in record.items():
             if key not in ("step", "split", "tokens") and isinstance(value, (int, float)):
                 self._writer.add_scalar(f"{key}/{record['split']}", value, record["step"])
+
+    def finish(self, result: Record) -> None:
+        """The run as a row of the HParams tab: its config against what came out."""
+        from torch.utils.tensorboard.summary import hparams
+
+        numbers = {f"result/{key}": value for key, value in result.items() if isinstance(value, (int, float))}
+        assert self._writer.file_writer is not None
+        for summary in hparams(flat(self._config), numbers):
+            self._writer.file_writer.add_summary(summary)
+        for key, value in numbers.items():
+            self._writer.add_scalar(key, value, result.get("steps"))
 
     def close(self) -> None:
         self._writer.close()
@@ -85,13 +101,30 @@ class Wandb:
             project=cfg.wandb.project, entity=cfg.wandb.entity, name=run_dir.name, id=run_dir.name, dir=str(run_dir), config=dict(config),
             resume="allow", mode=mode,  # type: ignore[arg-type]
         )  # fmt: skip
+        self._run.define_metric("*", step_metric="step")
 
     def write(self, record: Record) -> None:
-        step, split = record["step"], record["split"]
-        self._run.log({f"{key}/{split}": v for key, v in record.items() if key not in ("step", "split")}, step=step)
+        self._run.log(chart_values(record))
+
+    def finish(self, result: Record) -> None:
+        self._run.summary.update(dict(result))
 
     def close(self) -> None:
         self._run.finish()
+
+
+def chart_values(record: Record) -> dict[str, Any]:
+    """A record as wandb charts it: ``<metric>/<split>`` over ``step``, which may come in any order."""
+    values = {f"{key}/{record['split']}": v for key, v in record.items() if key not in ("step", "split") and v is not None}
+    return {"step": record["step"], **values}
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested configuration as ``part.key`` -> number, text or truth value; lists become text."""
+    if isinstance(config, Mapping):
+        parts = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in config.items()]
+        return {key: value for part in parts for key, value in part.items()}
+    return {prefix: config if isinstance(config, (bool, int, float, str)) else str(config)}
 
 
 class Sinks:
@@ -102,7 +135,7 @@ class Sinks:
         if active:
             self._sinks.append(Jsonl(run_dir / "metrics.jsonl", resume_step))
             if cfg.tensorboard:
-                self._sinks.append(TensorBoard(run_dir / "tb", resume_step))
+                self._sinks.append(TensorBoard(run_dir / "tb", config, resume_step))
             if cfg.wandb.active:
                 self._sinks.append(Wandb(run_dir, cfg, config))
 
@@ -110,6 +143,11 @@ class Sinks:
         """Give one record to all sinks."""
         for sink in self._sinks:
             sink.write(record)
+
+    def finish(self, result: Record) -> None:
+        """Give the final result of a complete run to all sinks."""
+        for sink in self._sinks:
+            sink.finish(result)
 
     def close(self) -> None:
         """Flush and let go of the files."""

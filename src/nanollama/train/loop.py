@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import resource
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,18 +18,20 @@ from tqdm import tqdm
 
 from ..checkpoint.store import Store, load, numbered
 from ..config import ConfigError, Interrupted, Requeue, RunFailed, RunFolder
-from ..config.compose import as_dict
 from ..config.schema import OptimConfig
 from ..data.prefetch import Prefetch, batches
 from ..data.source import DataSource
 from ..distributed import Ranks, ranks
 from ..launcher.signals import StopFlag, stop_flag
-from ..metrics.sinks import Sinks
+from ..metrics.sinks import read_jsonl
 from ..model import sizing
 from ..model.transformer import Transformer
-from ..profiler import flops
+from ..profiler import flops, memory
+from ..profiler.trace import Tracer
 from .evaluate import HeldOut, evaluate
+from .journal import Journal
 from .resolve import Training
+from .saved import Background, evaluate_saved, main_split
 from .schedule import decay_start
 from .state import TrainState
 from .step import Step, check_mode
@@ -54,12 +54,14 @@ def train(cfg: Training, run: RunFolder, source: DataSource, held_out: Mapping[s
     no longer finite.
     """
     with stop_flag() as stop, ranks(cfg.train.device) as here:
+        if cfg.eval.checkpoint:
+            return evaluate_saved(cfg, run, held_out, here)
         loop = Loop(cfg, run, source, held_out, floor, here)
         try:
             loop.restore()
             return loop.run_to_the_end(stop)
         finally:
-            loop.sinks.close()
+            loop.close()
 
 
 class Loop:
@@ -74,19 +76,23 @@ class Loop:
         self.model.init_weights(cfg.train.seed)
         here.shard(self.model, self.model.layers, cfg.train.parallel)
         self.state = TrainState(self.model, cfg.train, cfg.optim, here)
-        self.step = Step(self.state, cfg.train, cfg.optim, here)
-        self.store = Store(run.path, here, cfg.checkpoint.keep)
+        self.journal = Journal(cfg, run, here)
+        self.step = Step(self.state, cfg.train, cfg.optim, here, self.journal.clock.lap)
+        self.store = Store(run.path, here, cfg.checkpoint)
+        self.background = Background(cfg, self.store) if cfg.eval.asynchronous and here.rank == 0 else None
         self.flops_per_token = flops.training(self.model.cfg, cfg.data.seq_len)
-        peak = flops.peak(torch.cuda.get_device_name(here.device)) if here.device.type == "cuda" else None
-        self.peak = peak * here.world if peak else None
-        self.best: dict[str, float] = {}
+        self.best: dict[str, float] = {}  # lowest loss so far, by split
+        self.evaluated: set[int] = set()
         self.added_tokens = 0  # by this run; a continued one does not count its parent's
-        self.sinks = Sinks(run.path, cfg.metrics, {}, active=False)
+
+    def close(self) -> None:
+        """Finish what is being written."""
+        self.journal.close()
 
     # --- starting ---------------------------------------------------------------------------------------------------------------
 
     def restore(self) -> None:
-        """Take up this folder's newest checkpoint, or the one that ``checkpoint.init_from`` names; open the sinks at that step."""
+        """Take up this folder's newest checkpoint, or the one that ``checkpoint.init_from`` names; open the journal at that step."""
         numbers: dict[str, Any] | None = None
         if numbered(self.store.folder):
             tensors = self.state.tensors()
@@ -102,8 +108,19 @@ class Loop:
             self.best = dict(numbers.get("best", {}))
             self.added_tokens = numbers.get("added_tokens", 0)
             log.info("continuing at step %d of %d", self.state.step, self.cfg.train.steps)
-        config = as_dict(self.cfg)
-        self.sinks = Sinks(self.run.path, self.cfg.metrics, config, self.state.step, active=self.ranks.rank == 0)
+        self.journal.open(self.state.step)
+        self._remember_evaluations()
+
+    def _remember_evaluations(self) -> None:
+        """Those of the records that stayed: a checkpoint is older than the evaluations of its own step. Every rank has to know."""
+        file = self.run.path / "metrics.jsonl"
+        self.ranks.barrier()
+        found: dict[int, dict[str, Any]] = {}
+        for record in read_jsonl(file) if file.exists() else []:
+            if record["split"] != "train" and record["step"] <= self.state.step:
+                found.setdefault(record["step"], {})[record["split"]] = record
+        for step, records in found.items():
+            self._note(step, records)
 
     def _check_continuable(self, numbers: Mapping[str, Any], optim: OptimConfig, where: str) -> None:
         """A run can get another length only while its learning rate has not begun to depend on the old one."""
@@ -117,20 +134,25 @@ class Loop:
     # --- running ----------------------------------------------------------------------------------------------------------------
 
     def run_to_the_end(self, stop: StopFlag) -> dict[str, Any]:
-        """All remaining steps, then the final evaluation and checkpoint."""
-        cfg = self.cfg
+        """All remaining steps, then the final checkpoint and evaluation."""
+        cfg, state, clock = self.cfg, self.state, self.journal.clock
         quiet = None if self.ranks.rank == 0 else True  # None: only where standard error is no terminal
-        bar = tqdm(total=cfg.train.steps, initial=self.state.step, desc=self.run.path.name, unit="step", disable=quiet)
-        self._start_interval()
-        stream = batches(self.source, "train", cfg.data.batch_size, self.state.step, self.ranks.rank, self.ranks.world)
-        with bar, Prefetch(islice(stream, cfg.train.steps - self.state.step)) as prefetched:
+        bar = tqdm(total=cfg.train.steps, initial=state.step, desc=self.run.path.name, unit="step", disable=quiet)
+        stream = batches(self.source, "train", cfg.data.batch_size, state.step, self.ranks.rank, self.ranks.world)
+        tracer = Tracer(self.run.path, cfg.profiler.trace, self.ranks.rank, self.ranks.device)
+        if self._evaluation_is_due():  # the run ended between saving and evaluating
+            self._evaluate()
+        with bar, tracer, Prefetch(islice(stream, cfg.train.steps - state.step)) as prefetched:
+            self.journal.start_interval(state.tokens)
             for tokens in self._to_device(prefetched):
-                lr = self.step(self.state.step, tokens)
+                clock.lap("data")
+                lr = self.step(state.step, tokens)
                 self._count()
                 bar.update()
-                if self.state.step % cfg.train.log_period == 0 or self.state.step == cfg.train.steps:
+                if state.step % cfg.train.log_period == 0 or state.step == cfg.train.steps:
                     bar.set_postfix(self._log(lr), refresh=False)
-                self._evaluate_and_save()
+                self._save_and_evaluate()
+                tracer.step(state.step)
                 self._stop_if_asked(stop)
         return self._finish()
 
@@ -146,9 +168,7 @@ class Loop:
         added = self.cfg.data.batch_size * self.cfg.data.seq_len
         self.state.tokens += added
         self.added_tokens += added
-
-    def _start_interval(self) -> None:
-        self._interval = (time.perf_counter(), self.state.tokens)
+        self.journal.count_step()
 
     def _log(self, lr: float) -> dict[str, str]:
         """One training record: losses are means over the finite steps since the last one. The only place that waits for the device."""
@@ -157,60 +177,84 @@ class Loop:
         counts = torch.stack([tally.steps, tally.skipped, tally.in_a_row]).tolist()
         loss, grad_norm = float(loss_sum) / counts[0] if counts[0] else None, float(self.step.norm)
         tally.start_interval()
-        seconds = time.perf_counter() - self._interval[0]
-        speed = (state.tokens - self._interval[1]) / seconds
-        record: dict[str, Any] = {**self._position("train"), "loss": loss}
+        record: dict[str, Any] = {**self._position(), "split": "train", "loss": loss}
         if self.floor:
             excess = loss - self.floor.mean if loss is not None else None
             record |= {"bayes_loss": self.floor.mean, "bayes_loss_se": self.floor.se, "excess_loss": excess}
-        record |= {"grad_norm": grad_norm, "lr": lr, "skipped_steps": counts[1], "tokens_per_s": speed}
-        shape, length = self.model.cfg, self.cfg.data.seq_len
-        record |= {name: getattr(flops, name)(shape, length, speed, self.peak) for name in ("mfu_causal", "mfu_palm", "hfu")}
-        self.sinks.write(record)
+        record |= {"grad_norm": grad_norm, "lr": lr, "skipped_steps": counts[1]}
+        record = self.journal.interval(record)
         self.run.summary.update(steps=state.step, tokens=state.tokens, train_loss=loss, skipped_steps=counts[1])
         if counts[2] >= min(self.cfg.train.max_skipped, -(-self.cfg.train.steps // 2)):
             self._fail(f"the gradient was not finite in the last {counts[2]} steps")
-        self._start_interval()
-        shown = {"loss": f"{loss:.4f}" if loss is not None else "-", "tok/s": f"{speed:,.0f}"}
+        self._take_in(self.background.poll() if self.background else [])
+        shown = {"loss": f"{loss:.4f}" if loss is not None else "-", "tok/s": f"{record['tokens_per_s']:,.0f}"}
         return shown | ({"excess": f"{record['excess_loss']:.4f}"} if record.get("excess_loss") is not None else {})
 
-    def _position(self, split: str) -> dict[str, Any]:
+    def _position(self) -> dict[str, Any]:
         """What every record begins with; ``flops`` are those of this run so far, forward and backward."""
         spent = self.added_tokens * self.flops_per_token
-        return {"step": self.state.step, "tokens": self.state.tokens, "flops": spent, "split": split}
+        return {"step": self.state.step, "tokens": self.state.tokens, "flops": spent}
 
     def _fail(self, why: str) -> NoReturn:
         """End as ``nan``; what was saved before stays, and the weights as they are now are saved beside it to look at."""
         self._save(prune=False)
+        self.store.wait()
         raise RunFailed(f"{why}, at step {self.state.step}; a lower optim.lr, a longer optim.warmup or optim.clip may help", status="nan")
 
-    def _evaluate_and_save(self) -> None:
-        """Periodic work between two steps; its time does not count as training time."""
+    def _evaluation_is_due(self) -> bool:
+        period, step = self.cfg.eval.period, self.state.step
+        return bool(period and step and step % period == 0 and step < self.cfg.train.steps and step not in self.evaluated)
+
+    def _save_and_evaluate(self) -> None:
+        """Periodic work between two steps, in this order, so that an evaluation that fails loses nothing."""
         cfg, step = self.cfg, self.state.step
         if step == cfg.train.steps:
             return
-        began = time.perf_counter()
+        evaluating, beside = self._evaluation_is_due(), cfg.eval.asynchronous
         before_decay = cfg.optim.schedule == "wsd" and step == decay_start(cfg.optim, cfg.train.steps)
-        if before_decay or (cfg.checkpoint.period and step % cfg.checkpoint.period == 0):
-            self._save()
-        if cfg.eval.period and step % cfg.eval.period == 0:
+        periodic = cfg.checkpoint.period and step % cfg.checkpoint.period == 0
+        saving = before_decay or periodic or (evaluating and (beside or cfg.checkpoint.keep_best))
+        if saving:
+            self._save(pin=evaluating and beside)
+        if evaluating and not beside:
             self._evaluate()
-        self._interval = (self._interval[0] + time.perf_counter() - began, self._interval[1])
+        if saving or evaluating:
+            self.journal.clock.lap("other")
 
     def _evaluate(self) -> dict[str, dict[str, Any]]:
+        """On the held-out splits; recorded unless it was before (when a finished run is started again)."""
         batch = max(1, self.cfg.train.micro_batch or 1)
         records = evaluate(self.model, self.held_out, batch, self.ranks, self.cfg.train.precision)
-        for split, record in records.items():
-            self.sinks.write({**self._position(split), **record})
-            self.best[split] = min(record["loss"], self.best.get(split, math.inf))
+        if self.state.step not in self.evaluated:
+            self._record(self._position(), records)
         broken = [split for split, record in records.items() if not math.isfinite(record["loss"])]
         if broken:
             self._fail(f"the loss on {', '.join(broken)} is not finite")
         return records
 
-    def _save(self, prune: bool = True) -> None:
-        numbers = {**self.state.numbers(), "planned_steps": self.cfg.train.steps, "best": self.best, "added_tokens": self.added_tokens}
-        self.store.save(self.state.step, self.state.tensors(), numbers, prune)
+    def _record(self, position: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write down an evaluation."""
+        for split, record in records.items():
+            self.journal.write({**position, "split": split, **record})
+        self._note(position["step"], records)
+
+    def _note(self, step: int, records: Mapping[str, Mapping[str, Any]]) -> None:
+        self.evaluated.add(step)
+        losses = {split: record["loss"] for split, record in records.items() if record["loss"] is not None}
+        for split, loss in losses.items():
+            self.best[split] = min(loss, self.best.get(split, math.inf))
+        if losses and self.ranks.rank == 0:
+            self.store.rate(step, sum(losses.values()) / len(losses))
+
+    def _take_in(self, results: Iterable[Mapping[str, Any]]) -> None:
+        """Results of evaluations in the background."""
+        for result in results:
+            self._record({key: result[key] for key in ("step", "tokens", "flops")}, result["final"])
+
+    def _save(self, prune: bool = True, pin: bool = False) -> None:
+        flops_so_far = self._position()["flops"]
+        numbers = {"planned_steps": self.cfg.train.steps, "best": self.best, "added_tokens": self.added_tokens, "flops": flops_so_far}
+        self.store.save(self.state.step, self.state.tensors(), {**self.state.numbers(), **numbers}, prune, pin)
 
     def _stop_if_asked(self, stop: StopFlag) -> None:
         """End between two steps, with a checkpoint. Several ranks agree at log steps only, since agreeing waits for the device."""
@@ -219,6 +263,7 @@ class Loop:
         kind = self.ranks.max(stop.kind)
         if kind and self.state.step < self.cfg.train.steps:
             self._save()
+            self.store.wait()
             where = self.run.path
             text = f"saved step {self.state.step} of {self.cfg.train.steps} in {where}; the same command with run_dir={where} continues"
             raise Interrupted(text) if kind == 1 else Requeue(text)
@@ -226,33 +271,29 @@ class Loop:
     # --- ending -----------------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> dict[str, Any]:
-        final = self._evaluate()
         self._save()
-        main = final.get("valid", {})
-        return {
+        final = self._evaluate()
+        self.store.wait()
+        self._take_in(self.background.drain() if self.background else [])
+        if self.ranks.rank == 0:
+            self.store.prune()
+        result = {
             **self.run.summary,
-            **{
-                key: main[key] for key in ("loss", "loss_se", "bayes_loss", "excess_loss", "excess_loss_se", "bits_per_byte") if key in main
-            },
+            **main_split(final),
             "final": final,
             "best": self.best,
             "steps": self.state.step,
             "tokens": self.state.tokens,
             "parameters": sizing.num_params(self.cfg.model),
-            "flops": self.added_tokens * self.flops_per_token,
-            "peak_memory_bytes": peak_memory(self.ranks.device),
+            "flops": self._position()["flops"],
+            "peak_memory_bytes": memory.peak(self.ranks.device),
             "checkpoint": str(numbered(self.store.folder)[-1]),
         }
+        self.journal.finish(result)
+        return result
 
 
 def parent_optim(checkpoint: Path) -> OptimConfig | None:
     """The optimiser config of the run that wrote ``RUN/checkpoints/<step>``, if its config is still there."""
     file = checkpoint.parent.parent / "config.yaml"
     return OptimConfig(**yaml.safe_load(file.read_text())["optim"]) if file.is_file() else None
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the allocator's peak on a GPU, the process's resident peak on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

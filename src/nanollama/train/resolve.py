@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ..config import ConfigError
 from ..config.ranks import world_size
-from ..config.schema import CheckpointConfig, DataConfig, EvalConfig, MetricsConfig, ModelConfig, OptimConfig, TrainConfig
+from ..config.schema import CheckpointConfig, DataConfig, EvalConfig, MetricsConfig, ModelConfig, OptimConfig, ProfilerConfig, TrainConfig
 from ..model import sizing
 
 # What may change between the two halves of a resumed run.
@@ -34,6 +34,8 @@ class Training(Protocol):
     def checkpoint(self) -> CheckpointConfig: ...
     @property
     def metrics(self) -> MetricsConfig: ...
+    @property
+    def profiler(self) -> ProfilerConfig: ...
 
 
 def resolve_training(cfg: Any, vocab_size: int, vocab_source: str) -> Any:

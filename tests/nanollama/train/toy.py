@@ -12,6 +12,7 @@ from src.nanollama.config.schema import (
     MetricsConfig,
     ModelConfig,
     OptimConfig,
+    ProfilerConfig,
     TrainConfig,
     config,
 )
@@ -31,6 +32,7 @@ class ToyConfig:
     eval: EvalConfig = field(default_factory=lambda: EvalConfig(period=4, sequences=5))
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     metrics: MetricsConfig = field(default_factory=lambda: MetricsConfig(tensorboard=False))
+    profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
 
 
 class Counting:

@@ -1,0 +1,184 @@
+"""When checkpoints are written, which stay, and evaluation of saved ones."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+import torch
+from test_loop import StopAt, records, same_weights
+from toy import ToyConfig, run_toy
+
+from src.nanollama.checkpoint.store import PIN, Store, load, numbered
+from src.nanollama.config import ROOT, ConfigError, Interrupted
+from src.nanollama.config.schema import CheckpointConfig
+from src.nanollama.distributed import Ranks
+from src.nanollama.metrics.sinks import read_jsonl
+from src.nanollama.train import evaluate, loop, saved
+
+HERE = Ranks(0, 1, torch.device("cpu"))
+
+
+def saving(**checkpoint: object) -> ToyConfig:
+    cfg = ToyConfig()
+    return replace(cfg, checkpoint=replace(cfg.checkpoint, **checkpoint))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("unbroken")
+    run_toy(path, ToyConfig())
+    return path
+
+
+def test_a_checkpoint_written_in_the_background_holds_the_step_it_was_asked_at(unbroken, tmp_path) -> None:
+    cfg = saving(asynchronous=True, period=2, keep=10)
+    with pytest.raises(Interrupted):
+        run_toy(tmp_path, cfg, StopAt(9, signal.SIGINT))
+    assert not list((tmp_path / "checkpoints").glob(".*"))  # nothing is left half-written
+    for step in numbered(tmp_path / "checkpoints")[-1:]:
+        (tmp_path / "checkpoints" / f"{step}" / ".metadata").unlink()  # so that one saved while training went on is taken up
+    run_toy(tmp_path, cfg)
+    assert records(tmp_path) == records(unbroken) and same_weights(tmp_path, unbroken)
+
+
+def test_a_background_write_that_fails_is_not_silent(tmp_path, monkeypatch) -> None:
+    store = Store(tmp_path, HERE, CheckpointConfig(asynchronous=True))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    store.save(1, {"model": {"w": torch.zeros(3)}}, {})
+    with pytest.raises(OSError, match="disk full"):
+        store.wait()
+
+
+def test_what_is_saved_in_the_background_does_not_move_any_more(tmp_path) -> None:
+    store = Store(tmp_path, HERE, CheckpointConfig(asynchronous=True))
+    weight = torch.zeros(1 << 20)
+    path = store.save(1, {"model": {"w": weight}}, {})
+    weight.fill_(7)
+    store.wait()
+    load(path, {"model": {"w": weight}}, HERE)
+    assert weight.eq(0).all()
+
+
+def test_the_best_checkpoint_outlives_newer_ones(tmp_path) -> None:
+    store = Store(tmp_path, HERE, CheckpointConfig(keep=1, keep_best=True))
+    for step, loss in [(10, 3.0), (20, 1.0), (30, 2.0), (40, 1.5)]:
+        store.save(step, {"model": {"w": torch.zeros(1)}}, {})
+        store.rate(step, loss)
+    assert numbered(store.folder) == [20, 40]
+
+
+def test_keep_best_knows_the_losses_of_before_a_resume(tmp_path) -> None:
+    cfg = saving(keep=1, keep_best=True)
+    cfg = replace(cfg, optim=replace(cfg.optim, lr=1e-2, warmup=0), train=replace(cfg.train, steps=12))
+    run_toy(tmp_path, cfg)
+    run_toy(tmp_path, replace(cfg, train=replace(cfg.train, steps=24)))
+    losses = {r["step"]: r["loss"] for r in read_jsonl(tmp_path / "metrics.jsonl") if r["split"] == "valid"}
+    assert set(losses) == {4, 8, 12, 16, 20, 24}
+    assert numbered(tmp_path / "checkpoints") == sorted({min(losses, key=losses.__getitem__), 24})
+
+
+def test_a_pinned_checkpoint_stays_until_it_is_rated(tmp_path) -> None:
+    store = Store(tmp_path, HERE, CheckpointConfig(keep=1))
+    for step in (10, 20, 30):
+        store.save(step, {"model": {"w": torch.zeros(1)}}, {}, pin=step < 30)
+    assert numbered(store.folder) == [10, 20, 30] and store.waiting() == [10, 20]
+    store.rate(10, 1.0)
+    store.prune()
+    assert numbered(store.folder) == [20, 30]
+
+
+def test_an_evaluation_that_fails_comes_after_the_save_and_is_made_up_for(unbroken, tmp_path, monkeypatch) -> None:
+    cfg = saving(period=4)
+
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(loop, "evaluate", fails)
+    with pytest.raises(MemoryError):
+        run_toy(tmp_path, cfg)
+    assert numbered(tmp_path / "checkpoints") == [4]
+    monkeypatch.setattr(loop, "evaluate", evaluate.evaluate)
+    run_toy(tmp_path, cfg)
+    assert records(tmp_path) == records(unbroken)
+
+
+def test_starting_a_finished_run_again_changes_no_record(tmp_path) -> None:
+    first = run_toy(tmp_path, ToyConfig())
+    before = records(tmp_path)
+    again = run_toy(tmp_path, ToyConfig())
+    assert records(tmp_path) == before and again["final"] == first["final"]
+
+
+def test_a_saved_checkpoint_is_evaluated_without_training(tmp_path) -> None:
+    trained = run_toy(tmp_path / "run", ToyConfig())
+    cfg = ToyConfig(eval=replace(ToyConfig().eval, checkpoint=str(tmp_path / "run" / "checkpoints" / "12")))
+    found = run_toy(tmp_path / "eval", cfg)
+    assert found["final"] == trained["final"] and found["loss"] == trained["loss"]
+    assert (found["steps"], found["tokens"], found["flops"]) == (12, trained["tokens"], trained["flops"])
+    assert not (tmp_path / "eval" / "checkpoints").exists()
+    with pytest.raises(ConfigError, match="not a checkpoint"):
+        run_toy(tmp_path / "bad", replace(cfg, eval=replace(cfg.eval, checkpoint=str(tmp_path))))
+
+
+@pytest.mark.parametrize("damage", ["missing shard", "missing index", "state torn", "shard of zeros"])
+def test_every_kind_of_damage_falls_back(damage: str, unbroken, tmp_path, caplog) -> None:
+    cfg = saving(period=4, keep=3)
+    run_toy(tmp_path, cfg)
+    newest = tmp_path / "checkpoints" / "12"
+    if damage == "missing shard":
+        next(newest.glob("*.distcp")).unlink()
+    elif damage == "missing index":
+        (newest / ".metadata").unlink()
+    elif damage == "state torn":
+        (newest / "state.json").write_text('{"step": 1')
+    else:
+        shard = next(newest.glob("*.distcp"))
+        shard.write_bytes(bytes(shard.stat().st_size))
+    run_toy(tmp_path, cfg)
+    assert "checkpoint 12 is not readable" in caplog.text
+    assert records(tmp_path) == records(unbroken)
+
+
+def test_a_half_written_checkpoint_is_not_seen(tmp_path) -> None:
+    cfg = saving(period=4, keep=3)
+    run_toy(tmp_path, cfg)
+    (tmp_path / "checkpoints" / "12").rename(tmp_path / "checkpoints" / ".16.partial")
+    assert run_toy(tmp_path, cfg)["steps"] == 12
+    assert numbered(tmp_path / "checkpoints") == [4, 8, 12]
+
+
+def gssm(*more: str) -> subprocess.CompletedProcess:
+    small = ["experiment=debug", "model=tiny", "data.seq_len=16", "data.batch_size=4", "eval.sequences=5", "eval.period=10"]
+    argv = [sys.executable, "-m", "src.apps.gssm.train", *small, "train.steps=30", "checkpoint.keep=1", *more]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=300, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_evaluations_in_the_background_land_in_the_same_records(tmp_path) -> None:
+    assert gssm(f"run_dir={tmp_path / 'inline'}").returncode == 0
+    out = gssm(f"run_dir={tmp_path / 'beside'}", "eval.asynchronous=true")
+    assert out.returncode == 0, out.stderr
+    found, expected = (
+        sorted((r for r in read_jsonl(tmp_path / name / "metrics.jsonl") if r["split"] == "valid"), key=lambda r: r["step"])
+        for name in ("beside", "inline")
+    )
+    assert [r["step"] for r in found] == [10, 20, 30]
+    for a, b in zip(found, expected, strict=True):
+        assert a.keys() == b.keys() and list(a.values())[4:] == pytest.approx(list(b.values())[4:]) and a["flops"] == b["flops"]
+    assert numbered(tmp_path / "beside" / "checkpoints") == [30]  # evaluated ones have gone
+    best = [json.loads((tmp_path / name / "result.json").read_text())["best"] for name in ("beside", "inline")]
+    assert best[0] == pytest.approx(best[1])
+
+
+def test_a_failed_evaluation_keeps_its_checkpoint_and_says_so(tmp_path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(saved.sys.modules["__main__"], "__spec__", ModuleSpec("src.nanollama.no_such_command", None))
+    cfg = ToyConfig(eval=replace(ToyConfig().eval, asynchronous=True), checkpoint=replace(ToyConfig().checkpoint, keep=1))
+    run_toy(tmp_path, cfg)
+    assert "evaluation of checkpoint 4 failed" in caplog.text
+    assert numbered(tmp_path / "checkpoints") == [4, 8, 12]
+    assert all((tmp_path / "checkpoints" / s / PIN).exists() for s in ("4", "8"))
