@@ -14,7 +14,6 @@ Row = Mapping[str, Any]
 
 MAPPED = {
     "gzip_legacy": "gzip, legacy: bytes per token",
-    "gzip_normalised": "gzip, normalised: 1 = noise",
     "bigram_loss": "bigram loss, nats per token",
     "bayes_loss": "exact Bayes loss, nats per token",
 }
@@ -65,10 +64,9 @@ def as_text(table: Table) -> str:
 
 def setups_yaml(setups: Mapping[str, tuple[float | None, float | None, float]]) -> str:
     """Entries of ``setups`` (alpha_X, alpha_Z, difficulty), to paste in a config."""
-    number = {True: "null", False: ""}
     lines = ["setups:"]
     for name, (alpha_X, alpha_Z, value) in setups.items():
-        x, z = (number[a is None] or f"{a:.6g}" for a in (alpha_X, alpha_Z))
+        x, z = ("null" if a is None else f"{a:.6g}" for a in (alpha_X, alpha_Z))
         lines.append(f"  {name}: {{alpha_X: {x}, alpha_Z: {z}, difficulty: {value:.4g}}}")
     return "\n".join(lines) + "\n"
 
@@ -137,7 +135,8 @@ def maps(rows: Sequence[Row]) -> Panels:
             "colorbar": {"thickness": 10, "outlinewidth": 0}, "showlegend": False,
             "hovertemplate": "alpha_X %{x:.3g}<br>alpha_Z %{y:.3g}<br>%{z:.4f}<extra></extra>",
         }  # fmt: skip
-        figures.append(Figure([trace], _alpha_axes(), title=title, height=300))
+        layout = {"xaxis": {**LOG_AXIS, "title": {"text": "alpha_X"}}, "yaxis": {**LOG_AXIS, "title": {"text": "alpha_Z"}}}
+        figures.append(Figure([trace], layout, title=title, height=300))
     caption = "Small alpha_X: latents are easy to infer from tokens. Small alpha_Z: latents are easy to predict from the past."
     return Panels(figures, caption)
 
@@ -152,11 +151,8 @@ def iso_curve(curves: Mapping[int, Sequence[tuple[float, float]]], measure: str,
         for i, (seed, points) in enumerate(curves.items())
     ]  # fmt: skip
     caption = f"All points have {measure} = {target}; where a curve ends, no concentration in the interval reaches it."
-    return Figure(traces, _alpha_axes(), caption, title="alpha_Z")
-
-
-def _alpha_axes() -> dict[str, Any]:
-    return {"xaxis": {**LOG_AXIS, "title": {"text": "alpha_X"}}, "yaxis": {**LOG_AXIS, "title": {"text": "alpha_Z"}}}
+    layout = {"xaxis": {**LOG_AXIS, "title": {"text": "alpha_X"}}, "yaxis": {"type": "log", "dtick": "D2", "minorloglabels": "complete"}}
+    return Figure(traces, layout, caption, title="alpha_Z")
 
 
 def _number(key: str) -> int:
