@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -19,13 +20,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from _rounds import arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from src.nanollama.config import read_result  # noqa: E402
+from src.nanollama.config import read_result, write_json  # noqa: E402
 from src.nanollama.launcher import slurm  # noqa: E402
 from src.nanollama.launcher.pool import Job, Pool, run_all  # noqa: E402
 
@@ -82,18 +84,23 @@ def idle_share(folder: Path, slots: int, jobs: int, seconds: float) -> dict[str,
     return {"slots": slots, "jobs": jobs, "job_s": seconds, "idle_share": 1 - jobs * seconds / (slots * (time.perf_counter() - began))}
 
 
+def write_results(run: Path, writes: int, gate: Any) -> None:
+    gate.wait()
+    for i in range(writes):
+        write_json(run / "result.json", {"status": "ok", "i": i, "fill": "x" * 5000})
+
+
 def writers(folder: Path, processes: int, writes: int) -> dict[str, int]:
-    code = (
-        "import sys; from pathlib import Path; from src.nanollama.config import write_json\n"
-        "run = Path(sys.argv[1])\n"
-        "for i in range(int(sys.argv[2])): write_json(run / 'result.json', {'status': 'ok', 'i': i, 'fill': 'x' * 5000})"
-    )
+    fork = multiprocessing.get_context("fork")  # nothing to import again, so that all write at the same time
+    gate = fork.Barrier(processes)
     runs = [folder / f"writer{i}" for i in range(processes)]
     for path in runs:
         path.mkdir()
-    started = [subprocess.Popen([sys.executable, "-c", code, str(path), str(writes)], cwd=ROOT) for path in runs]
+    started = [fork.Process(target=write_results, args=(path, writes, gate)) for path in runs]
+    for process in started:
+        process.start()
     torn = reads = 0
-    while any(process.poll() is None for process in started):
+    while any(process.is_alive() for process in started):
         for path in runs:
             try:
                 reads += read_result(path) is not None
