@@ -33,6 +33,7 @@ class History:
         by_number = {record.number: record for record in records if record.status != "running"}
         if any(row["trial"] not in by_number for row in self.rows):  # of a study that is gone
             self.rows = []
+            self._file.close()
             self._file = self._rewrite()
         seen = [by_number[row["trial"]] for row in self.rows]
         known = {record.number for record in seen}

@@ -61,10 +61,16 @@ def _when(c: Comparison, label: str, sizes: Sequence[str]) -> Figure:
     dots = {"x": x, "y": y, "text": text, "mode": "markers", "marker": mark, "hovertemplate": "%{text}<extra></extra>", "name": label}
     names = [plain(size) for size in sizes]
     layout = {
-        "xaxis": {**FULL_RUNS, "title": {"text": "cost so far, full runs"}},
+        "xaxis": {**FULL_RUNS, "title": {"text": "cost so far, full runs"}, "range": _span(c)},
         "yaxis": {"type": "category", "categoryorder": "array", "categoryarray": names, "range": [-0.5, len(sizes) - 0.5]},
     }
     return Figure([dots], layout, title=label, height=90 + 28 * len(sizes), legend=False)
+
+
+def _span(c: Comparison) -> list[float]:
+    """Range of a logarithmic axis that holds every trial."""
+    costs = [row["spent_full_runs"] for run in c.runs for row in run.history if row["spent_full_runs"] > 0]
+    return [float(np.log10(min(costs))) - 0.1, float(np.log10(max(costs))) + 0.1]
 
 
 def _share(c: Comparison, label: str, size: str) -> float:
@@ -78,7 +84,8 @@ def reasons_section(c: Comparison) -> Section | None:
     blocks: list[Block] = []
     trust = [trace for label in c.labels for trace in _over_trials(c, label, "rho")]
     if trust:
-        axis = {"range": [-1.05, 1.05], "zeroline": True}
+        lowest = min(float(value) for trace in trust for value in trace["y"])
+        axis = {"range": [min(-0.03, lowest - 0.05), 1.05], "zeroline": True}
         caption = (
             "Posterior correlation of each bought trial with its mixture at the target: median and quartiles over seeds. "
             "A suggestion at the target itself has 1."

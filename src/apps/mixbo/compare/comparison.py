@@ -78,7 +78,14 @@ def band(name: str, colour: str, costs: np.ndarray, curves: Sequence[Steps], for
     """Median line and quartile band of curves."""
     low, middle, high = quartiles(curves, costs)
     keep = np.isfinite(middle)
-    edge = {"x": costs[keep], "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "legendgroup": name}
+    edge = {
+        "x": costs[keep],
+        "mode": "lines",
+        "line": {"width": 0, "shape": "hv"},
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "legendgroup": name,
+    }
     bands: list[Trace] = [edge | {"y": low[keep]}, edge | {"y": high[keep], "fill": "tonexty", "fillcolor": f"{colour}/0.13"}]
     line = {
         "x": costs[keep],
@@ -86,7 +93,7 @@ def band(name: str, colour: str, costs: np.ndarray, curves: Sequence[Steps], for
         "name": name,
         "legendgroup": name,
         "mode": "lines",
-        "line": {"color": colour, "width": 2.25},
+        "line": {"color": colour, "width": 2.25, "shape": "hv"},
     }
     hover = f"<b>{plain(name)}</b><br>%{{x:.3~g}} full runs: %{{y:{form}}}<extra></extra>"
     return [*(bands if len(curves) > 1 else []), line | {"hovertemplate": hover}]

@@ -59,8 +59,8 @@ class SweepRun:
         for row in self.history:
             value = values.get(row["trial"])
             if value is not None:
-                best = (max if self.problem.metric.maximise else min)(value, *(v for _, v in found[-1:]))
-                found.append((row["spent_full_runs"], best))
+                best = max if self.problem.metric.maximise else min
+                found.append((row["spent_full_runs"], best([value, *(v for _, v in found[-1:])])))
         return found
 
     def rows(self) -> list[dict[str, Any]]:

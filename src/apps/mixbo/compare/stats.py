@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Steps = Sequence[tuple[float, float]]  # (cost, value from there on), costs increasing
 
-POINTS = 160
+POINTS = 600  # of one line that are drawn
 
 
 def grid(curves: Sequence[Steps]) -> Array:
-    """Costs, evenly in their logarithm, from where the first curve begins to where the last one ends."""
-    first, last = min(curve[0][0] for curve in curves), max(curve[-1][0] for curve in curves)
-    return np.geomspace(first, last, POINTS) if last > first else np.array([first])
+    """Every cost at which a curve changes (evenly thinned, with the first and the last)."""
+    costs = np.unique([cost for curve in curves for cost, _ in curve])
+    return costs[np.unique(np.linspace(0, len(costs) - 1, POINTS).astype(int))]
 
 
 def at(curve: Steps, costs: Array) -> Array:

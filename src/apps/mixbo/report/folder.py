@@ -73,8 +73,9 @@ class Sweep:
         outputs = self.problem.metric.outputs
         if len(outputs) == 1:
             return outputs[0].replace("_", " ")
-        used = [name for name, weight in zip(outputs, self.problem.metric.weights, strict=True) if weight]
-        return "mean loss over domains" if set(outputs) == set(self.problem.space.domains) else f"weighted sum of {len(used)} outputs"
+        weights = self.problem.metric.weights
+        kind = "mean" if len(set(weights)) == 1 and abs(sum(weights) - 1) < 1e-9 else "weighted sum"
+        return f"{kind} of the losses" if set(outputs) == set(self.problem.space.domains) else f"{kind} of {len(outputs)} outputs"
 
     @property
     def spent(self) -> float:

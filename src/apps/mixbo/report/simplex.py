@@ -184,7 +184,7 @@ def _ternary(sweep: Sweep, surrogate: Surrogate) -> Figure:
             "hovertemplate": "%{text}<extra></extra>",
             "marker": {
                 "symbol": "hexagon",
-                "size": 9.5,
+                "size": 12,
                 "color": worse,
                 "cmin": 0,
                 "cmax": top,
