@@ -47,6 +47,7 @@ class Size:
     train: tuple[str, ...]
     text: tuple[str, ...]
     measure: tuple[str, ...]
+    sweep: tuple[str, ...]
 
 
 SMALL = ("model.emb_dim=64", "model.nb_layers=2", "model.nb_heads=2")
@@ -58,6 +59,7 @@ FULL = Size(
     ),
     text=("data.domain_bytes=2097152",),
     measure=("data.seq_len=128",),
+    sweep=("fidelity.steps=[100,400]", "budget.trials=14"),
 )
 QUICK = Size(
     steps=4,
@@ -65,6 +67,7 @@ QUICK = Size(
     train=(*SMALL, "data.batch_size=2", "data.seq_len=32", "optim.warmup=1", "train.log_period=1", "eval.period=2"),
     text=("data.domain_bytes=262144",),
     measure=("data.seq_len=32", "measure.tokens=4096", "measure.sequences=16"),
+    sweep=("fidelity.steps=[2,4]", "budget.trials=3"),
 )
 
 
@@ -105,6 +108,10 @@ def steps_of(size: Size) -> list[Step]:
     def text(folder: Path) -> tuple[str, ...]:
         return ("data.weights=[.2,.2,.2,.2,.2]", f"data.cache={folder / 'corpora'}", *size.text)
 
+    def sweep(folder: Path) -> tuple[str, ...]:
+        overrides = ",".join(f"'{o}'" for o in (f"data.cache={folder / 'corpora'}", *size.text, "data.seq_len=128", "data.batch_size=8"))
+        return (f"training.overrides=[{overrides}]", "fidelity.model_size=[pico,nano]", *size.sweep)
+
     gssm, steps = "src.apps.gssm.train", size.steps
     return [
         measure("predict", predict),
@@ -114,6 +121,8 @@ def steps_of(size: Size) -> list[Step]:
         training("infer", gssm, steps, lambda f: infer),
         training("predict", gssm, steps, lambda f: predict),
         training("matched", gssm, steps, matched, "difficulty/matched"),
+        # last, since it takes every core for its own trials
+        Step("sweep", "src.apps.mixbo.sweep", sweep, tell_sweep, tuple(f"train/{n}" for n in ("text", "infer", "predict", "matched")), weight=70),
     ]
 
 
@@ -132,6 +141,7 @@ def read_calibration(folder: Path) -> dict[str, Any]:
 
 
 def tell_difficulty(folder: Path, name: str) -> str:
+    """The difficulty of one setting."""
     found = read_difficulty(folder, name)
     return (
         f"gzip {found['gzip_legacy']:.3f} bytes/token ({found['gzip_normalised']:.3f} of noise), "
@@ -140,6 +150,7 @@ def tell_difficulty(folder: Path, name: str) -> str:
 
 
 def tell_calibration(folder: Path) -> str:
+    """Which alpha_Z was found, and whether the exact losses are equal."""
     found, wanted = read_calibration(folder), read_difficulty(folder, "predict")
     gap, error = abs(found["value"] - wanted["bayes_loss"]), wanted["bayes_loss_se"]
     verdict = "equal within" if gap <= error else "NOT equal within"
@@ -150,11 +161,23 @@ def tell_calibration(folder: Path) -> str:
 
 
 def tell_training(folder: Path, name: str) -> str:
+    """The final loss over its floor, or the text domains' losses."""
     result = read_result(folder / "train" / name) or {}
     if "excess_loss" in result:
         return f"loss {result['loss']:.4f} nats/token, {result['excess_loss']:.4f} ± {result['excess_loss_se']:.4f} above its exact floor"
     bits = {split.removeprefix("valid/"): record["bits_per_byte"] for split, record in result["final"].items()}
     return "bits/byte: " + ", ".join(f"{domain} {value:.2f}" for domain, value in bits.items())
+
+
+def tell_sweep(folder: Path) -> str:
+    """The sweep's answer."""
+    best = json.loads((folder / "sweep" / "best.json").read_text())
+    mixture = ", ".join(f"{domain} {100 * weight:.0f} %" for domain, weight in best["weights"].items() if weight >= 0.005)
+    low, high = best["interval"]
+    return (
+        f"best mixture for {best['model_size']} at step {best['steps']} by {best['trials']} trials: {mixture}; "
+        f"mean loss {best['predicted']:.3f} nats/byte [{low:.3f}, {high:.3f}]"
+    )
 
 
 # --- running them -------------------------------------------------------------------------------------------------------------------

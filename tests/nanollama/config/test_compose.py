@@ -22,7 +22,7 @@ def test_precedence_defaults_then_group_then_file_then_command_line(tmp_path) ->
     file.write_text("model: {emb_dim: 96, nb_heads: 3}\n")
     cfg = compose(TRAIN, ["experiment=debug", "model=base", f"config={file}", "model.nb_layers=1"])
     assert (cfg.model.emb_dim, cfg.model.nb_heads, cfg.model.nb_layers) == (96, 3, 1)
-    assert compose(TRAIN, ["experiment=debug", "model=tiny"]).model.emb_dim == 128  # the file speaks after the group
+    assert compose(TRAIN, ["experiment=base", "model=small"]).model.emb_dim == 128  # a preset named on the command line beats the file's
 
 
 def test_numbers_written_in_scientific_notation_are_numbers() -> None:
