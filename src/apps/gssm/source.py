@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from src.nanollama.train.loop import Floor
 
 from . import files, graph, kernels
 from .config import GssmConfig, domain
+from .estimate import bounds
 from .filter import Filter, bayes_loss
 from .sampler import Sampler
 
@@ -26,6 +29,7 @@ log = logging.getLogger("nanollama")
 
 FLOOR_SEQUENCES = (8, 256)  # least and most sequences that the floor of the training stream is averaged over
 FLOOR_WORK = 1e10  # multiplications spent on it: some 20 seconds of one core
+BOUND_SEQUENCES = 16  # that bounds are averaged over where there is no exact filter
 SLOW = 1e11  # multiplications of the filter from which on it is worth a word
 
 
@@ -36,13 +40,25 @@ class Law:
         self.graph = graph.build(cfg.gssm, cfg.alpha_X, cfg.alpha_Z)
         self.kernels = kernels.draw(self.graph, cfg.graph_seed)
         self.sampler = Sampler(self.kernels, cfg.train.seed)
+        self.seq_len = cfg.data.seq_len
+        self.threads = max(1, (os.cpu_count() or 1) // world_size())
         self.filter: Filter | None = None
-        self.floor_kind = "exact filter"  # or why there is none; goes to result.json
         try:
-            self.filter = Filter(self.kernels, threads=max(1, (os.cpu_count() or 1) // world_size()))
+            self.filter = Filter(self.kernels, threads=self.threads)
         except ConfigError as error:
-            self.floor_kind = f"none ({error})"
-            log.warning("losses are reported without a floor: %s", error)
+            log.warning("%s; the result says between which bounds the floor lies", error)
+
+    @cached_property
+    def floor_facts(self) -> dict[str, Any]:
+        """How the floor is known, for ``result.json``: by the exact filter, or between two estimated bounds, or not at all and why not."""
+        if self.filter is not None:
+            return {"floor": "exact filter"}
+        try:
+            found = bounds(self.sampler, self.seq_len, BOUND_SEQUENCES, threads=self.threads)
+        except ConfigError as error:
+            return {"floor": f"none ({error})"}
+        facts = {"bayes_lower": found.lower, "bayes_lower_se": found.lower_se, "bayes_upper": found.upper, "bayes_upper_se": found.upper_se}
+        return {"floor": found.name, **facts}
 
     @property
     def work(self) -> int:
@@ -76,9 +92,9 @@ class OnFly:
         return self.law.sampler.sample(split, start, count, self.seq_len + 1)
 
     @property
-    def floor_kind(self) -> str:
+    def floor_facts(self) -> dict[str, Any]:
         """How the floor is known."""
-        return self.law.floor_kind
+        return self.law.floor_facts
 
     def held_out(self, sequences: int) -> dict[str, HeldOut]:
         """The first validation sequences, with their floor."""
@@ -136,9 +152,9 @@ class Files:
         return self._orders[epoch]
 
     @property
-    def floor_kind(self) -> str:
+    def floor_facts(self) -> dict[str, Any]:
         """How the floor is known."""
-        return self.law.floor_kind
+        return self.law.floor_facts
 
     def held_out(self, sequences: int) -> dict[str, HeldOut]:
         """The first test sequences, with their floor."""
@@ -163,9 +179,10 @@ class Domains:
         self.vocab_size, self.seq_len = self.mixture.vocab_size, self.mixture.seq_len
 
     @property
-    def floor_kind(self) -> str:
-        """Of the domain that has the least exact one."""
-        return max((source.law.floor_kind for source in self.sources.values()), key=lambda kind: kind != "exact filter")
+    def floor_facts(self) -> dict[str, Any]:
+        """How the floor of the domain that has the least exact one is known."""
+        kinds = [source.floor_facts["floor"] for source in self.sources.values()]
+        return {"floor": max(kinds, key=lambda kind: kind != "exact filter")}
 
     def batch(self, split: str, start: int, count: int) -> np.ndarray:
         """(count, seq_len + 1) tokens: inputs and the targets one to their right."""

@@ -30,8 +30,10 @@ def train_on(cfg: GssmConfig, run: RunFolder) -> dict[str, Any]:
         command = f"python -m src.apps.gssm.data config={run.path}/config.yaml" + ("" if cfg.data.sequences else " data.sequences=N")
         raise ConfigError(f"data.path={cfg.data.path} does not exist; make it with: {command}")
     source = open_source(cfg)
-    run.summary.update(floor=source.floor_kind)
+    run.summary.update(source.floor_facts)
     result = train_model(cfg, run, source, source.held_out(cfg.eval.sequences), source.floor())
+    if "bayes_upper" in result:
+        result["excess_between"] = [result["loss"] - result["bayes_upper"], result["loss"] - result["bayes_lower"]]
     if isinstance(source, Files):
         result["epochs"] = result["steps"] * cfg.data.batch_size / source.sequences
     return result

@@ -82,12 +82,14 @@ def test_missing_data_name_the_command_that_makes_them(tmp_path) -> None:
     assert run(TRAIN, train, *args, f"run_dir={tmp_path / 'run'}") == 0
 
 
-def test_without_an_exact_filter_the_run_says_so(tmp_path) -> None:
+def test_without_an_exact_filter_the_run_names_its_estimator(tmp_path) -> None:
     graph = "gssm=[{name: Z, state_dim: 3, mode: context}, {name: X, state_dim: 5, parents: [Z]}]"
     assert run(TRAIN, train, graph, "alpha_X=0.1", "alpha_Z=0.2", "model.nb_heads=2", f"run_dir={tmp_path}") == 0
     result = read_result(tmp_path)
-    assert result["status"] == "ok" and result["floor"].startswith("none (no exact Bayes loss: the kernel of context node Z")
-    assert "bayes_loss" not in result
+    assert result["status"] == "ok" and result["floor"].startswith("bounds: a particle filter")
+    assert "bayes_loss" not in result and "excess_loss" not in result  # a bound is no floor
+    assert 0 < result["bayes_lower"] < result["bayes_upper"] < 1.7 and result["bayes_upper_se"] > 0
+    assert result["excess_between"][1] - result["excess_between"][0] == pytest.approx(result["bayes_upper"] - result["bayes_lower"])
 
 
 def test_train_onfly_refuses_files_and_files_need_a_path() -> None:
