@@ -1,0 +1,100 @@
+"""Send local runs to Weights & Biases: metrics, configuration, result, and traces as artifacts.
+
+    python -m src.nanollama.metrics.upload RUN [RUN ...] [project=nanollama] [entity=NAME]
+
+Safe to repeat: ``RUN/wandb/upload.json`` remembers the run's id and how far each split was sent, so that only what is new goes out. With
+WANDB_MODE=offline everything is written to ``RUN/wandb/offline-run-*``, for ``wandb sync``. Exit codes: 0 done, 2 wrong input, 3 failed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config import ConfigError, RunFailed, read_result, write_json
+from ..config.folder import slug
+from .sinks import chart_values, read_jsonl
+
+
+def upload(run_dir: Path, project: str, entity: str | None = None) -> dict[str, int]:
+    """Send what was not sent before; returns how many ``records`` and ``traces`` that were."""
+    if not (run_dir / "metrics.jsonl").is_file():
+        raise ConfigError(f"{run_dir} is no training's run folder (no metrics.jsonl)")
+    state_file = run_dir / "wandb" / "upload.json"
+    state = json.loads(state_file.read_text()) if state_file.is_file() else {}
+    state = {"id": f"{slug(run_dir.resolve().name)}-{secrets.token_hex(4)}", "sent": {}, "traces": None, "result": None} | state
+    records = [r for r in read_jsonl(run_dir / "metrics.jsonl") if r["step"] > state["sent"].get(r["split"], -1)]
+    traces, result = sorted((run_dir / "traces").glob("*")), read_result(run_dir)
+    digests = {"traces": digest(traces) if traces else None, "result": digest([run_dir / "result.json"]) if result else None}
+    if not records and all(state[key] == value for key, value in digests.items()):
+        return {"records": 0, "traces": 0}
+    state_file.parent.mkdir(exist_ok=True)
+    write_json(state_file, state)  # the id first: a second try after a failure goes to the same run
+    new_traces = traces if state["traces"] != digests["traces"] else []
+    _send(run_dir, state["id"], project, entity, records, new_traces, result)
+    for record in records:
+        state["sent"][record["split"]] = max(record["step"], state["sent"].get(record["split"], -1))
+    write_json(state_file, state | digests)
+    return {"records": len(records), "traces": len(new_traces)}
+
+
+def _send(
+    run_dir: Path, run_id: str, project: str, entity: str | None, records: list[dict], traces: list[Path], result: dict[str, Any] | None
+) -> None:
+    import wandb
+
+    config_file = run_dir / "config.yaml"
+    config = yaml.safe_load(config_file.read_text()) if config_file.is_file() else {}
+    try:
+        run = wandb.init(project=project, entity=entity, id=run_id, name=run_dir.resolve().name, resume="allow", dir=str(run_dir),
+                         config=config, mode=os.environ.get("WANDB_MODE", "online"))  # type: ignore[arg-type]  # fmt: skip
+    except wandb.Error as error:
+        raise RunFailed(f"wandb: {error}; log in with `wandb login`, or write locally with WANDB_MODE=offline") from error
+    with run:
+        run.define_metric("*", step_metric="step")
+        for record in records:
+            run.log(chart_values(record))
+        if result:
+            run.summary.update(result)
+        if traces:
+            artifact = wandb.Artifact(f"{run_id}-traces", type="profile")
+            for file in traces:
+                artifact.add_file(str(file))
+            run.log_artifact(artifact)
+
+
+def digest(files: Sequence[Path]) -> str:
+    """SHA-256 over names and contents."""
+    found = hashlib.sha256()
+    for file in files:
+        found.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what ``argv`` asks; returns the exit code."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    options = dict(arg.split("=", 1) for arg in argv if arg.startswith(("project=", "entity=")))
+    try:
+        for folder in (arg for arg in argv if not arg.startswith(("project=", "entity="))):
+            sent = upload(Path(folder), options.get("project", "nanollama"), options.get("entity"))
+            print(f"{folder}  " + (f"{sent['records']} records, {sent['traces']} traces" if any(sent.values()) else "nothing new"))
+    except (ConfigError, RunFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""Uploads to wandb, offline: what is written, and that repeating sends nothing twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from src.nanollama.metrics.upload import main, upload
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # wandb's own
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    path = tmp_path / "a run"
+    (path / "traces").mkdir(parents=True)
+    (path / "traces" / "rank0.pt.trace.json.gz").write_bytes(b"trace")
+    (path / "config.yaml").write_text("optim: {lr: 0.5}\n")
+    add(path, 10)
+    add(path, 20)
+    return path
+
+
+def add(path: Path, step: int, split: str = "train") -> None:
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "split": split, "tokens": step, "loss": step / 10, "mfu_causal": None}) + "\n")
+
+
+def logged(file: Path) -> list[bytes]:
+    """Payloads of a .wandb file, which is a LevelDB log: blocks of 32 KiB, in them (crc, length, type) and a piece of a payload."""
+    data, position, payloads, pending = file.read_bytes(), 7, [], b""
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768  # the rest of a block is filler
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        pending += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            payloads.append(pending)
+            pending = b""
+    return payloads
+
+
+def written(run: Path) -> list[dict[str, float]]:
+    """Every history row of the offline files, in order."""
+    from wandb.proto import wandb_internal_pb2
+
+    rows = []
+    for file in sorted(run.glob("wandb/offline-run-*/*.wandb"), key=lambda f: f.stat().st_mtime):
+        for payload in logged(file):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(payload)
+            if record.WhichOneof("record_type") == "history":
+                items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+                rows.append({key: value for key, value in items.items() if not key.startswith("_")})
+    return rows
+
+
+def test_repeated_uploads_send_every_record_once(run) -> None:
+    assert upload(run, "p") == {"records": 2, "traces": 1}
+    assert upload(run, "p") == {"records": 0, "traces": 0}
+    add(run, 30)
+    add(run, 20, "valid")  # an evaluation that came late
+    assert upload(run, "p") == {"records": 2, "traces": 0}
+    rows = written(run)
+    assert [(r["step"], r.get("loss/train"), r.get("loss/valid")) for r in rows] == [
+        (10, 1, None),
+        (20, 2, None),
+        (30, 3, None),
+        (20, None, 2),
+    ]
+    assert json.loads((run / "wandb" / "upload.json").read_text())["sent"] == {"train": 30, "valid": 20}
+
+
+def test_a_failed_upload_is_tried_again_under_the_same_id(run, monkeypatch) -> None:
+    import src.nanollama.metrics.upload as module
+
+    ids = []
+
+    def fails(run_dir, run_id, *rest):
+        ids.append(run_id)
+        raise ConnectionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_send", fails)
+        for _ in range(2):
+            with pytest.raises(ConnectionError):
+                upload(run, "p")
+    assert upload(run, "p")["records"] == 2
+    stored = json.loads((run / "wandb" / "upload.json").read_text())["id"]
+    assert ids == [stored, stored]
+
+
+def test_a_folder_without_metrics_is_wrong_input(tmp_path, capsys) -> None:
+    assert main([str(tmp_path)]) == 2 and "no metrics.jsonl" in capsys.readouterr().err
