@@ -17,7 +17,7 @@ from src.apps.mixbo.report.__main__ import main
 from src.apps.mixbo.report.answer import answer_in_words
 from src.apps.mixbo.report.calibration import leave_one_out, one_step_ahead
 from src.apps.mixbo.report.simplex import along
-from src.apps.mixbo.report.trust import measured, posterior_correlations, true_correlations
+from src.apps.mixbo.report.trust import measured, posterior_correlations, reference, true_correlations
 from src.apps.mixbo.study import Study
 from src.apps.mixbo.surrogate import condition
 from src.apps.mixbo.truth import Truth
@@ -160,6 +160,14 @@ def test_measured_values_are_keyed_by_fidelity_and_mixture(kg: Path) -> None:
         ("20M", 8000): {(1.0, 0.0, 0.0): 2.0},
         ("1B", 2000): {(1.0, 0.0, 0.0): 1.5},
     }
+
+
+def test_reference_is_the_largest_fidelity_that_shares_mixtures_with_another_size(kg: Path) -> None:
+    problem = load(kg).problem
+    w = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.5, 0.5, 0.0), (0.5, 0.0, 0.5)]
+    seen = {("20M", 8000): dict.fromkeys(w[:4], 1.0), ("400M", 2000): dict.fromkeys(w[:4], 1.0), ("400M", 8000): dict.fromkeys(w[1:], 1.0)}
+    assert reference(problem, seen) == ("400M", 2000)  # at step 8000 only three of the four are shared
+    assert reference(problem, {("1B", 8000): dict.fromkeys(w, 1.0)}) is None
 
 
 def test_leave_one_out_never_sees_the_run_it_predicts(kg: Path) -> None:

@@ -71,8 +71,10 @@ def measured(problem: Problem, records: Sequence[Record]) -> dict[tuple[str, int
 
 
 def reference(problem: Problem, seen: dict[tuple[str, int], dict[tuple[float, ...], float]]) -> tuple[str, int] | None:
-    """The largest size, then the last step, at which enough mixtures were measured: what others can be ranked against."""
-    enough = [key for key, at in seen.items() if len(at) >= SHARED]
+    """The largest size, then the last step, that shares enough mixtures with another size: what others can be ranked against."""
+    enough = [
+        key for key, at in seen.items() if any(key[0] != other[0] and len(at.keys() & seen[other].keys()) >= SHARED for other in seen)
+    ]
     return max(enough, key=lambda key: (problem.fidelities.index(key[0]), key[1]), default=None)
 
 
@@ -140,7 +142,7 @@ def _shared_panel(sweep: Sweep, steps: Sequence[int], height: int) -> tuple[Figu
     last = against == (fidelities.sizes[-1], fidelities.steps[-1])
     to = "the target" if last else f"{against[0]} at step {against[1]}"
     told = f"Measured: Spearman's rank correlation on the n mixtures that were run at both, against {to}"
-    told += "." if last else f", the largest fidelity with at least {SHARED} mixtures so far."
+    told += "." if last else f", the largest fidelity that shares at least {SHARED} mixtures with another size so far."
     return Figure(data, layout, title="measured: rank correlation", height=height), told
 
 
