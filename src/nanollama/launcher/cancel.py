@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from .status import alive_in, launched, states
 
 def cancel(folder: Path, wait_s: float = 10.0) -> str:
     """Cancel the run or the grid in ``folder``, or one run of a grid on Slurm; returns what was done, in words."""
-    active = [state for state in states(folder) if state.is_active]
+    active = [state for state in states(folder) if state.is_active or state.status == "unknown"]
     if not active:
         return f"{folder}: nothing is running or waiting there"
     tasks, found = launched(folder)
     found = [launch for launch in found if alive_in(launch)]
+    if any(launch.record["launcher"] == "bash" and launch.record["host"] != socket.gethostname() for launch in found):
+        raise ConfigError(f"{folder}: it was started on {found[0].record['host']}; cancel it there")
     if not found:
         raise ConfigError(f"{folder}: this run was not started by the launcher; stop it where it was started")
     task = int(folder.name) if tasks is not None and found[0].run_dir != folder else None

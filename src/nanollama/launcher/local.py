@@ -11,7 +11,6 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from ..config import ConfigError
 from .job import Launch
 
 FORWARDED = {signal.SIGHUP: signal.SIGTERM} | {n: n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
@@ -73,14 +72,14 @@ def process_record(pid: int) -> dict[str, Any]:
         return {"pid": pid, "pid_started": None, "host": socket.gethostname()}
 
 
-def is_alive(record: dict[str, Any]) -> bool:
-    """Whether the process of a launch still runs. ConfigError if that is another machine's."""
+def is_alive(record: dict[str, Any]) -> bool | None:
+    """Whether the process of a launch still runs; None if that is another machine's, which cannot be known here."""
     import psutil
 
     if record.get("pid_started") is None:
         return False
     if record["host"] != socket.gethostname():
-        raise ConfigError(f"it was started on {record['host']}; ask there (this is {socket.gethostname()})")
+        return None
     try:
         process = psutil.Process(record["pid"])
         same = abs(process.create_time() - record["pid_started"]) < 2  # seconds: the clock may have been set meanwhile

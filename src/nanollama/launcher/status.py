@@ -61,9 +61,11 @@ def alive_in(launch: Launch) -> dict[int | None, str]:
     record = launch.record
     if record["launcher"] == "sbatch":
         return slurm.states(record["job_id"]) if record.get("job_id") else {}
-    if not local.is_alive(record):
+    alive = local.is_alive(record)
+    if alive is False:
         return {}
-    return dict.fromkeys([None] if record["tasks"] is None else record["started"], "WAITING")
+    numbers = [None] if record["tasks"] is None else record["started"]
+    return dict.fromkeys(numbers, "WAITING" if alive else f"ELSEWHERE {record['host']}")
 
 
 def _state(run_dir: Path, number: int | None, label: str, alive: dict[int | None, str]) -> State:
@@ -73,6 +75,8 @@ def _state(run_dir: Path, number: int | None, label: str, alive: dict[int | None
         return State(str(run_dir), "running", label, progress(run_dir))
     if result and not (result["status"] == "requeue" and queued):
         return State(str(run_dir), result["status"], label, _first_line(result), result.get("loss"), result.get("wall_s"))
+    if queued.startswith("elsewhere"):
+        return State(str(run_dir), "unknown", label, f"started on {queued.partition(' ')[2]}: ask there")
     if queued:
         status = {"running": "starting", "waiting": "waiting" if number is not None else "starting"}.get(queued, "pending")
         return State(str(run_dir), status, label, queued)

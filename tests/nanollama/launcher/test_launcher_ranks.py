@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import time
 
-import pytest
-
 from src.nanollama.config import read_result
 from src.nanollama.launcher.__main__ import main as launcher
 
@@ -36,9 +34,3 @@ def test_failing_rank_is_shown_first_and_ends_the_others(tmp_path, capfd):
     assert result["status"] == "error" and result["message"].startswith("rank 1 on") and "told to raise" in result["message"]
     assert "told to raise" in (tmp_path / "r/logs/rank_1.log").read_text()
     assert "ended because rank 1 failed" in (tmp_path / "r/logs/rank_0.log").read_text()
-
-
-@pytest.mark.parametrize("end, code, status", [("diverge", 3, "nan")])
-def test_exit_code_comes_from_the_result(tmp_path, end, code, status):
-    assert torchrun(tmp_path / "r", f"end={end}") == code
-    assert read_result(tmp_path / "r")["status"] == status

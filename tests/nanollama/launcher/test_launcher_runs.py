@@ -108,6 +108,17 @@ def test_killed_run_is_told_from_a_running_one(tmp_path, capfd):
     wait_for(lambda: launcher(["status", str(run)]) == 0 and "killed" in capfd.readouterr().out)
 
 
+def test_run_of_another_machine(tmp_path, capfd):
+    run = tmp_path / "r"
+    launcher([SCRIPT, "launcher=bash", f"run_dir={run}"])
+    file = run / "launch/0/launch.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "host": "elsewhere"}))
+    assert launcher(["status", str(run)]) == 0 and " ok " in capfd.readouterr().out
+    (run / "result.json").unlink()
+    assert launcher(["status", str(run)]) == 0 and "started on elsewhere: ask there" in capfd.readouterr().out
+    assert launcher(["cancel", str(run)]) == 2 and "cancel it there" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     "number, code, status", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 85, "requeue"), (signal.SIGHUP, 85, "requeue")]
 )
