@@ -113,6 +113,7 @@ def steps_of(size: Size) -> list[Step]:
         return (f"training.overrides=[{overrides}]", "fidelity.model_size=[pico,nano]", *size.sweep)
 
     gssm, steps = "src.apps.gssm.train", size.steps
+    trainings = tuple(f"train/{name}" for name in ("text", "infer", "predict", "matched"))
     return [
         measure("predict", predict),
         measure("infer", infer),
@@ -122,7 +123,7 @@ def steps_of(size: Size) -> list[Step]:
         training("predict", gssm, steps, lambda f: predict),
         training("matched", gssm, steps, matched, "difficulty/matched"),
         # last, since it takes every core for its own trials
-        Step("sweep", "src.apps.mixbo.sweep", sweep, tell_sweep, tuple(f"train/{n}" for n in ("text", "infer", "predict", "matched")), weight=70),
+        Step("sweep", "src.apps.mixbo.sweep", sweep, tell_sweep, trainings, weight=70),
     ]
 
 

@@ -9,13 +9,15 @@ from typing import Any
 
 from src.nanollama.config import RunFolder
 from src.nanollama.config.compose import as_dict
+from src.nanollama.report.stored import store
 
 from .config import SweepConfig
 from .history import History
 from .problem import Problem
 from .progress import Progress
 from .records import Record
-from .report import Sweep, sweep_page
+from .report.folder import Sweep
+from .report.page import sweep_page
 from .results import best, write_best, write_tables
 from .sinks import SweepSinks
 from .study import Study
@@ -65,6 +67,7 @@ class Watch:
         try:
             page = sweep_page(Sweep.read(self.run.path, self.cfg, self.problem, self.truth))
             page.write(self.run.path / "report.html")
+            store(page, self.run.path, first=3)
         except Exception:  # a picture that cannot be drawn must not cost the trainings behind it
             log.exception("the report could not be written; python -m src.apps.mixbo.report makes it again from the sweep's folder")
         took = time.monotonic() - began

@@ -121,7 +121,7 @@ class Figure:
     def json(self) -> str:
         """The figure for the page's script, safe inside a script element."""
         traces = [{**trace, "name": _escape(trace["name"])} if "name" in trace else dict(trace) for trace in self.data]
-        text = json.dumps(_finite({"data": traces, "layout": self.layout}), allow_nan=False, separators=(",", ":"))
+        text = json.dumps(finite({"data": traces, "layout": self.layout}), allow_nan=False, separators=(",", ":"))
         return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
@@ -194,12 +194,12 @@ def _escape(text: Any) -> str:
     return html.escape(str(text), quote=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Plain JSON: arrays as lists, and null for what JSON has no number for."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): _finite(inner) for key, inner in value.items()}
+        return {str(key): finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

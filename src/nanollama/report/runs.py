@@ -15,6 +15,7 @@ import yaml
 from ..config import ConfigError
 
 MARKS = ("env.json", "metrics.jsonl", "result.json", "difficulty.json")  # one of them makes a folder a run folder
+SECTIONS = "sections.json"  # what a command has to say in a report, see ``stored``
 INSIDE = ("checkpoints", "traces", "tb", "wandb", "logs", "code")  # parts of a run folder, never runs themselves
 
 
@@ -50,7 +51,7 @@ def find_runs(paths: Sequence[Path | str]) -> list[Run]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise ConfigError(f"{path}: no such folder; give run folders, or a folder that has some below it")
-        found = list(_run_folders(path.resolve()))
+        found = list(_run_folders(path.resolve(), given=True))
         if not found:
             raise ConfigError(f"{path}: no run in this folder or below it (a run folder has one of {', '.join(MARKS)})")
         folders.update(dict.fromkeys(found))
@@ -80,9 +81,11 @@ def read_run(path: Path, name: str | None = None) -> Run:
     )
 
 
-def _run_folders(path: Path) -> Iterator[Path]:
+def _run_folders(path: Path, given: bool = False) -> Iterator[Path]:
     if any((path / mark).is_file() for mark in MARKS):
         yield path
+    if (path / SECTIONS).is_file() and not given:
+        return  # it speaks for the runs below it
     for child in sorted(path.iterdir(), key=_natural):
         if child.is_dir() and not child.is_symlink() and child.name not in INSIDE and not child.name.startswith("."):
             yield from _run_folders(child)

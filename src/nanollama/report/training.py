@@ -10,8 +10,9 @@ from . import frames
 from .difficulty import difficulty_section
 from .format import UNKNOWN, duration, fixed, plus_minus, si
 from .frames import Row, number
-from .page import Block, Cell, Chip, Column, Figure, Page, Panels, Section, Status, Table
+from .page import Block, Cell, Chip, Column, Figure, Page, Panels, Prose, Section, Status, Table
 from .runs import Run
+from .stored import stored
 from .text import text_section
 from .traces import TOKENS, Record, Trace, colours, curve, faint, is_training, level, points, positive, thin
 
@@ -36,7 +37,18 @@ Maker = Callable[[Sequence[Run], Mapping[str, str]], Section | None]
 
 def training_page(runs: Sequence[Run], title: str = "Training runs", lead: str = "") -> Page:
     """The page of ``python -m src.nanollama.report``."""
-    return Page(title, lead, facts(runs)).add(*training_sections(runs))
+    return Page(title, lead, facts(runs)).add(*training_sections(runs), *stored_sections(runs))
+
+
+def stored_sections(runs: Sequence[Run]) -> list[Section]:
+    """What commands other than trainings left to be shown."""
+    found: list[Section] = []
+    for run in runs:
+        try:
+            found += stored(run.path)
+        except ValueError as error:
+            found.append(Section(run.name, [Prose(str(error))]))
+    return found
 
 
 def training_sections(runs: Sequence[Run]) -> list[Section]:
