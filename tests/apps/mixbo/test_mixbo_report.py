@@ -12,10 +12,11 @@ from src.apps.mixbo.build import build
 from src.apps.mixbo.folder import read_config, read_history
 from src.apps.mixbo.history import History
 from src.apps.mixbo.records import Record
-from src.apps.mixbo.report import load, sweep_page
 from src.apps.mixbo.report.__main__ import main
 from src.apps.mixbo.report.answer import answer_in_words
 from src.apps.mixbo.report.calibration import leave_one_out, one_step_ahead
+from src.apps.mixbo.report.folder import load
+from src.apps.mixbo.report.page import sweep_page
 from src.apps.mixbo.report.simplex import along
 from src.apps.mixbo.report.trust import measured, posterior_correlations, reference, true_correlations
 from src.apps.mixbo.study import Study

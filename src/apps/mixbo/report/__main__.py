@@ -20,7 +20,8 @@ def main(argv: Sequence[str]) -> int:
         return 0 if paths and paths[0] in ("-h", "--help") else ConfigError.exit_code
     import torch
 
-    from . import load, sweep_page
+    from .folder import load
+    from .page import sweep_page
 
     torch.set_num_threads(1)  # the matrices are small
 
