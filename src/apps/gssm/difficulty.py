@@ -26,12 +26,14 @@ from src.nanollama.report.format import plus_minus
 
 from . import compression, kernels, ngram
 from .estimate import bounds
-from .filter import Filter, Floor, bayes_loss, check_feasible
+from .filter import Filter, Floor, bayes_loss, check_feasible, work
 from .graph import build
 from .kernels import Kernels, row_entropy
 from .measure_config import DIFFICULTY, DifficultyConfig, MeasureConfig, settings
 from .sampler import Sampler
 
+WORK = 1e10  # multiplications spent on one exact measure: some 20 seconds of one core
+LEAST = 8  # sequences, whatever they cost
 WINDOWS_PER_SEQUENCE = 32
 BOUNDS = 8  # estimated bounds use this many times fewer sequences than the exact filter
 BLOCK = 16  # sequences whose predictive laws are held at once
@@ -54,6 +56,7 @@ class Meter:
         self.cfg = cfg
         self.sampler = Sampler(kernels, cfg.seed, threads=cfg.threads)
         self.log_vocab = math.log(kernels.graph.vocab_size)
+        self.sequences = min(cfg.sequences, max(LEAST, int(WORK / (work(kernels.graph) * seq_len))))
 
     def read(self, name: str) -> Estimate:
         """The measure called ``name``. Raises ``ConfigError`` for an unknown name, or an exact measure that is out of reach."""
@@ -81,7 +84,7 @@ class Meter:
 
     @cached_property
     def _floor(self) -> Floor:
-        return bayes_loss(self.sampler, self.filter, self.seq_len, self.cfg.sequences)
+        return bayes_loss(self.sampler, self.filter, self.seq_len, self.sequences)
 
     def bayes_loss(self) -> Estimate:
         return Estimate(self._floor.mean, self._floor.se)
@@ -105,7 +108,7 @@ class Meter:
             raise ConfigError(f"window_{width} needs sequences of more than {width} tokens; data.seq_len is {self.seq_len}")
         floor, positions = self._floor, self.seq_len + 1 - width
         prior = self.filter.occupancy(positions)
-        tokens = self.sampler.sample("floor", 0, self.cfg.sequences, self.seq_len + 1)
+        tokens = self.sampler.sample("floor", 0, self.sequences, self.seq_len + 1)
         starts = np.random.Generator(np.random.Philox(key=width)).integers(0, positions, (len(tokens), WINDOWS_PER_SEQUENCE))
         excess = np.empty(len(tokens))
         for first in range(0, len(tokens), BLOCK):
@@ -145,14 +148,15 @@ def measure(kernels: Kernels, seq_len: int, cfg: MeasureConfig | None = None) ->
     else:
         loss = meter.bayes_loss()
         found["bayes_estimator"] = "exact filter"
-        found |= {f"window_{k}": meter.read(f"window_{k}").value for k in cfg.windows if k <= seq_len}
+        if work(kernels.graph) * kernels.graph.vocab_size * seq_len <= WORK:
+            found |= {f"window_{k}": meter.read(f"window_{k}").value for k in cfg.windows if k <= seq_len}
         found |= {"bayes_loss": loss.value, "bayes_loss_se": loss.se}
     scale = meter.log_vocab or 1.0
     found["bayes_share"] = None if found["bayes_loss"] is None else found["bayes_loss"] / scale
     return found | {
         "log_vocab": meter.log_vocab,
         "tokens": cfg.tokens,
-        "sequences": cfg.sequences,
+        "sequences": meter.sequences,
         "seq_len": seq_len,
         "row_entropy": {node.name: row_entropy(table) for node, table in zip(kernels.graph.nodes, kernels.tables, strict=True)},
     }

@@ -132,6 +132,11 @@ class Filter:
         return out
 
 
+def work(graph: Graph) -> int:
+    """Multiplications that the filter spends on one token."""
+    return graph.nb_states * max(1, sum(node.state_dim for node in graph.latents))
+
+
 def check_feasible(graph: Graph) -> None:
     """Raise ``ConfigError``, with the reason, where no exact filter is possible."""
     if names := [node.name for node in graph.nodes if node.mode == "context"]:

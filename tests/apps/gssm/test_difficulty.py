@@ -88,6 +88,17 @@ def test_infinite_window_equals_the_whole_past():
     np.testing.assert_allclose(found.window_predictive(tokens, found.occupancy(1)), found.predictive(tokens)[:, -1], atol=1e-12)
 
 
+def test_a_slow_filter_gets_fewer_sequences_and_no_windows(monkeypatch):
+    latents = [node(f"Z{i}", 4, ("X",)) for i in range(6)]
+    drawn = kernels.draw(graph.build([*latents, node("X", 8, tuple(n.name for n in latents))], 0.1, 0.1), 0)
+    assert difficulty.Meter(drawn, 256, MeasureConfig()).sequences == 256
+    assert difficulty.Meter(drawn, 10_000, MeasureConfig()).sequences == 10
+    assert difficulty.Meter(drawn, 10_000, MeasureConfig(sequences=3)).sequences == 3
+    monkeypatch.setattr(difficulty, "WORK", 1.0)
+    found = difficulty.measure(kernels.draw(small(), 0), 16, QUICK)
+    assert found["sequences"] == 8 and "window_1" not in found and found["bayes_loss"] > 0
+
+
 def test_combine_averages_over_graphs():
     rows = [{"a": 1.0, "a_se": 0.3, "n": 5, "inner": {"b": 2.0}}, {"a": 3.0, "a_se": 0.4, "n": 5, "inner": {"b": 2.0}}]
     found = difficulty.combine(rows)

@@ -10,6 +10,10 @@ from src.apps.gssm.config import NodeConfig
 from src.apps.gssm.sampler import Sampler
 
 
+def node(name, dim, parents=(), **more):
+    return NodeConfig(name=name, state_dim=dim, parents=parents, **more)
+
+
 def make(alpha_X=0.05, alpha_Z=0.125, graph_seed=0, seed=0, **more):
     return Sampler(kernels.draw(reference_graph(alpha_X, alpha_Z), graph_seed), seed, **more)
 
@@ -109,6 +113,26 @@ def test_defect_tokens_take_the_smallest_type():
     for vocab, dtype in [(2, np.uint8), (256, np.uint8), (257, np.uint16), (65536, np.uint16)]:
         sampler = Sampler(kernels.draw(graph.build([NodeConfig(name="X", state_dim=vocab)], 1.0), 0), 0)
         assert sampler.sample("train", 0, 1, 5).dtype == dtype
+
+
+OTHERS = {
+    "modes": [node("A", 3, ("X",), mode="slow"), node("B", 2, ("A",), mode="dead"), node("X", 4, ("A", "B", "X"), mode="slow")],
+    "product": [node("A", 2, ("X",)), node("B", 2), node("X", 4, ("A", "B", "X"), kernel_type="product")],
+    "two observed": [node("A", 2, ("Y", "W")), node("Y", 2, ("A", "W"), observed=True), node("W", 3, ("A", "Y"), observed=True)],
+    "alpha by symbol": [node("A", 3, alpha=(0.2, 1.0, 3.0)), node("X", 3, ("A",), alpha=(5.0, 0.1, 1.0))],
+}
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_sampled_steps_follow_the_kernels(name):
+    """Law of the first two steps of all nodes, whatever the features of the graph."""
+    drawn = kernels.draw(graph.build(OTHERS[name], 1.0, 1.0), 2)
+    g, count = drawn.graph, 100_000
+    tokens, latents = Sampler(drawn, 0).sample_with_latents("train", 0, count, 2)
+    seen = np.stack(np.unravel_index(tokens.astype(int), [n.state_dim for n in g.observed]), axis=-1)
+    states = np.concatenate([latents.astype(int), seen], axis=-1).reshape(count, -1)
+    law = {(*s1, *s2): p * q for s1, p in steps(drawn, (0,) * len(g.nodes)).items() for s2, q in steps(drawn, s1).items()}
+    _chi_square(states, law, count)
 
 
 @pytest.mark.parametrize("alphas", [(1e-3, 0.125), (0.05, 1e-3), (0.5, 0.5)])
