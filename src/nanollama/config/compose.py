@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
 from .errors import ConfigError
-from .explain import Layer, check_key, fields_of, from_validation, nearest
+from .explain import Layer, check_key, fields_of, from_validation, is_free, nearest
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs"
@@ -124,6 +124,8 @@ def rewrite_argv(entry: Entry, argv: Sequence[str]) -> list[str]:
         if group in FILE_GROUPS and value not in ("", "null"):
             names = [_register_file(entry, group, name) for name in value.split(",")]
             arg = f"{group}=" + ",".join(names)
+        elif is_free(group, entry.schema):
+            arg = "++" + arg  # Hydra's word for keys that are not there yet
         out.append(arg)
     return out
 

@@ -72,6 +72,16 @@ def check_key(source: str, key: str, schema: type) -> None:
         level = names[part]
 
 
+def is_free(key: str, schema: type) -> bool:
+    """Whether the dotted ``key`` names a dictionary of free keys, or something inside one."""
+    level: Any = schema
+    for part in key.split("."):
+        if not dataclasses.is_dataclass(level):
+            break
+        level = fields_of(typing.cast(type, level)).get(part)
+    return typing.get_origin(level) is dict
+
+
 def _lookup(values: Any, path: Sequence[Any]) -> bool:
     try:
         for part in path:

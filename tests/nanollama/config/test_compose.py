@@ -57,8 +57,13 @@ def test_files_with_awkward_names(tmp_path) -> None:
     assert compose(TRAIN, ["experiment=debug", f"config={plain}"]).train.steps == 21
 
 
+def test_dictionaries_of_free_keys_need_no_plus() -> None:
+    cfg = compose(TRAIN, ["experiment=debug", "cluster.env={A: b}", "cluster.env.OMP_NUM_THREADS='1'"])
+    assert cfg.cluster.env == {"A": "b", "OMP_NUM_THREADS": "1"}
+
+
 def test_rewriting_twice_changes_nothing() -> None:
-    once = rewrite_argv(TRAIN, [DEBUG, "experiment=sparse", "train.steps=3"])
+    once = rewrite_argv(TRAIN, [DEBUG, "experiment=sparse", "train.steps=3", "cluster.env.A=b"])
     assert rewrite_argv(TRAIN, once) == once
 
 
