@@ -31,13 +31,14 @@ from src.nanollama.config import read_result, write_json  # noqa: E402
 from src.nanollama.launcher import slurm  # noqa: E402
 from src.nanollama.launcher.pool import Job, Pool, run_all  # noqa: E402
 
+ENV = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}  # as users start it
 TOY = "tests.nanollama.launcher.toy"
 
 
 def run(*argv: str) -> tuple[float, float]:
     """Seconds that a command takes, and those of them (with its children's) on a CPU."""
     began, cpu = time.perf_counter(), sum(os.times()[2:4])
-    subprocess.run([sys.executable, *argv], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, *argv], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=ENV)
     return time.perf_counter() - began, sum(os.times()[2:4]) - cpu
 
 
