@@ -57,7 +57,7 @@ def test_laps_share_out_all_of_the_time() -> None:
 
 def test_a_training_writes_its_phases_and_its_ranks(tmp_path) -> None:
     from test_loop import StopAt
-    from toy import ToyConfig, run_toy
+    from toy_training import ToyConfig, run_toy
 
     with pytest.raises(Interrupted):
         run_toy(tmp_path, ToyConfig(), StopAt(9, signal.SIGINT))
@@ -73,7 +73,7 @@ def test_a_training_writes_its_phases_and_its_ranks(tmp_path) -> None:
 
 
 def test_light_can_be_left_out(tmp_path) -> None:
-    from toy import ToyConfig, run_toy
+    from toy_training import ToyConfig, run_toy
 
     run_toy(tmp_path, replace(ToyConfig(), profiler=replace(ToyConfig().profiler, light=False)))
     assert not (tmp_path / "light.csv").exists()

@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from toy import ToyConfig, run_toy
+from toy_training import ToyConfig, run_toy
 
 from src.nanollama.config.schema import ProfilerConfig, TraceConfig
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
-from toy import Counting, ToyConfig, run_toy
+from toy_training import Counting, ToyConfig, run_toy
 
 from src.nanollama.config import Requeue
 

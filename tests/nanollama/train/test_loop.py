@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy import ENTROPY, Counting, ToyConfig, run_toy
+from toy_training import ENTROPY, Counting, ToyConfig, run_toy
 
 from src.nanollama.checkpoint.store import SafeReader, quiet
 from src.nanollama.config import ConfigError, Interrupted, Requeue, RunFailed

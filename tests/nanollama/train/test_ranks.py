@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from ranks_worker import RUNS, variant
-from toy import run_toy
+from toy_training import run_toy
 
 from src.nanollama.config import ROOT, read_result
 from src.nanollama.metrics.sinks import read_jsonl

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_loop import StopAt, records, same_weights
-from toy import ToyConfig, run_toy
+from toy_training import ToyConfig, run_toy
 
 from src.nanollama.checkpoint.store import PIN, Store, load, numbered
 from src.nanollama.config import ROOT, ConfigError, Interrupted

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy import Counting, ToyConfig, run_toy
+from toy_training import Counting, ToyConfig, run_toy
 
 from src.nanollama.config import ConfigError, RunFailed
 from src.nanollama.distributed import Ranks
