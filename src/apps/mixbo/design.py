@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .cost import flops
+from .cost import allowance, flops, unlocked
 from .problem import Problem
 from .records import Record, Suggestion, same
 
@@ -51,6 +51,20 @@ def _distinct(problem: Problem, plan: list[tuple[Array, int]]) -> list[tuple[Arr
         if new and problem.available(w.tolist(), problem.fidelities.sizes[size], problem.fidelities.steps[-1]):
             unique.append((w, size))
     return unique
+
+
+def start(problem: Problem, records: Sequence[Record], seed: int) -> Suggestion | None:
+    """The next trial of the design by the start-small rules, as many of the steps as they allow; ``None`` if it is over or must wait."""
+    first = next_of_design(initial_design(problem, seed), problem, records)
+    if first is None or not unlocked(problem, records)[first[1]]:
+        return None
+    w, size = first
+    most = allowance(problem, records) * (1 + 1e-9)
+    for steps in reversed(problem.fidelities.steps):
+        added = float(flops(problem, size, steps))
+        if added <= most and problem.available(w.tolist(), problem.fidelities.sizes[size], steps):
+            return Suggestion(tuple(w.tolist()), problem.fidelities.sizes[size], steps, flops=added)
+    return None
 
 
 def next_of_design(plan: Sequence[tuple[Array, int]], problem: Problem, records: Sequence[Record]) -> tuple[Array, int] | None:

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from . import priors
-from .kernels import SurrogateKernel
+from .kernels import Inputs, SurrogateKernel
 from .options import SurrogateConfig
 
 Array = NDArray[np.float64]
@@ -40,9 +40,11 @@ def _fit(x: bytes, y: bytes, n: int, outputs: int, dim: int, options: SurrogateC
     values = torch.as_tensor(np.frombuffer(y).reshape(n, outputs).copy())
     shift, scale = scaling(inputs, values, dim)
     floor = (options.noise_floor / scale).square()
+    if options.kernel == "botorch":
+        return _botorch(inputs, values, shift, scale, dim)
     kernel = SurrogateKernel(dim, outputs, options)
     if n:
-        _maximise(kernel, inputs, ((values - shift) / scale).T, floor)
+        _maximise(kernel, Inputs.of(inputs), ((values - shift) / scale).T, floor)
     with torch.no_grad():
         noise = floor + kernel.noise_sd().square()
     return Fitted(kernel, noise, shift, scale)
@@ -58,7 +60,7 @@ def scaling(x: Tensor, y: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return y.mean(dim=0), torch.where(scale > 1e-9, scale, torch.ones_like(scale))
 
 
-def log_posterior(kernel: SurrogateKernel, x: Tensor, y: Tensor, floor: Tensor) -> Tensor:
+def log_posterior(kernel: SurrogateKernel, x: Inputs, y: Tensor, floor: Tensor) -> Tensor:
     """Log marginal likelihood of y (outputs, n) plus log prior, up to a constant, summed over outputs; sets ``theta.grad``.
 
     The gradient of the likelihood is passed through the covariance by hand, (K^-1 - a a^T) / 2 with a = K^-1 y (Rasmussen and
@@ -66,7 +68,7 @@ def log_posterior(kernel: SurrogateKernel, x: Tensor, y: Tensor, floor: Tensor) 
     """
     kernel.theta.grad = None
     noise = floor + kernel.noise_sd().square()
-    covariance = kernel.forward(x, x) + torch.diag_embed(noise[:, None].expand(-1, len(x)))
+    covariance = kernel.covariance(x, x) + torch.diag_embed(noise[:, None].expand(-1, y.shape[-1]))
     with torch.no_grad():
         factor = torch.linalg.cholesky(covariance)
         weights = torch.cholesky_solve(y.unsqueeze(-1), factor)
@@ -79,7 +81,7 @@ def log_posterior(kernel: SurrogateKernel, x: Tensor, y: Tensor, floor: Tensor) 
     return likelihood - penalty.detach()
 
 
-def _maximise(kernel: SurrogateKernel, x: Tensor, y: Tensor, floor: Tensor) -> None:
+def _maximise(kernel: SurrogateKernel, x: Inputs, y: Tensor, floor: Tensor) -> None:
     start = kernel.theta.detach().clone()
     worst = torch.finfo(torch.float64).max ** 0.5
 
@@ -99,3 +101,15 @@ def _maximise(kernel: SurrogateKernel, x: Tensor, y: Tensor, floor: Tensor) -> N
     with torch.no_grad():
         kernel.theta.copy_(torch.as_tensor(best.x).reshape(start.shape))
         kernel.theta.grad = None
+
+
+def _botorch(x: Tensor, y: Tensor, shift: Tensor, scale: Tensor, dim: int) -> Fitted:
+    """SingleTaskMultiFidelityGP's kernel and noise, one per output. It has no run effect and cannot be anti-correlated."""
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.models import SingleTaskMultiFidelityGP
+    from gpytorch.mlls import ExactMarginalLogLikelihood
+
+    model = SingleTaskMultiFidelityGP(x[:, :-1], (y - shift) / scale, data_fidelities=[dim, dim + 1], outcome_transform=None)
+    fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+    constant = model.mean_module.constant.detach().reshape(-1)
+    return Fitted(model.covar_module, model.likelihood.noise.detach().reshape(-1), shift + scale * constant, scale)

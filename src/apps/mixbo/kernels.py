@@ -6,6 +6,8 @@ particular run" (no offset: the expectation over training seeds).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from gpytorch.kernels import Kernel
 from gpytorch.priors import NormalPrior
@@ -28,16 +30,58 @@ def embed(w: Tensor, embedding: str) -> Tensor:
     return w
 
 
-def matern52(a: Tensor, b: Tensor) -> Tensor:
-    """Matern-5/2 correlation of scaled points (..., n, d) and (..., q, d)."""
-    square = (a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2) - 2 * a @ b.transpose(-1, -2)).clamp_min(1e-12)
+def squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Of scaled points (..., n, d) and (..., q, d)."""
+    return (a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2) - 2 * a @ b.transpose(-1, -2)).clamp_min(1e-12)
+
+
+def matern52(square: Tensor) -> Tensor:
+    """Matern-5/2 correlation at squared scaled distances."""
     r = (5 * square).sqrt()
     return (1 + r + r * r / 3) * torch.exp(-r)
 
 
-def rbf(a: Tensor, b: Tensor) -> Tensor:
-    """Squared-exponential correlation of scaled points."""
-    return torch.exp(-0.5 * (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1))
+def rbf(square: Tensor) -> Tensor:
+    """Squared-exponential correlation at squared scaled distances."""
+    return torch.exp(-0.5 * square)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Rows as different mixtures (U, K), different fidelities (V, 2), which of each every row is, and the rows' run ids.
+
+    A learning curve repeats its mixture at every checkpoint and a grid repeats both, so U and V are far below the number of rows.
+    """
+
+    mixtures: Tensor
+    fidelities: Tensor
+    mixture: Tensor  # (n,)
+    fidelity: Tensor  # (n,)
+    run: Tensor  # (n,)
+
+    @classmethod
+    def of(cls, x: Tensor) -> Inputs:
+        """Take rows (n, K + 3) apart."""
+        mixtures, mixture = torch.unique(x[:, :-3], dim=0, return_inverse=True)
+        fidelities, fidelity = torch.unique(x[:, -3:-1], dim=0, return_inverse=True)
+        return cls(mixtures, fidelities, mixture, fidelity, x[:, RUN])
+
+    def by_mixture(self, factor: Tensor, other: Inputs) -> Tensor:
+        """Spread (..., U, U') over the rows: (..., n, q)."""
+        return _spread(factor, self.mixture, other.mixture)
+
+    def by_fidelity(self, factor: Tensor, other: Inputs) -> Tensor:
+        """Spread (..., V, V') over the rows: (..., n, q)."""
+        return _spread(factor, self.fidelity, other.fidelity)
+
+
+def _spread(factor: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    if not factor.requires_grad:
+        return factor[..., rows, :].index_select(-1, columns)
+    # The gradient of indexing adds one element at a time; that of a product with indicator matrices is a product.
+    left = torch.nn.functional.one_hot(rows, factor.shape[-2]).to(factor.dtype)
+    right = torch.nn.functional.one_hot(columns, factor.shape[-1]).to(factor.dtype)
+    return left @ factor @ right.T
 
 
 class SurrogateKernel(Kernel):
@@ -88,41 +132,30 @@ class SurrogateKernel(Kernel):
         return self._part("noise").exp()[:, 0, 0]
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, contrast: bool = False, **params: object) -> Tensor:
-        """(outputs, n, q) covariances of rows (n, K + 3) and (q, K + 3).
-
-        ``contrast``: of the mixture part alone, without what all mixtures share at a fidelity (trend and level) or a run's offset.
-        """
-        w1, w2 = self._mixtures(x1), self._mixtures(x2)
-        f1, f2 = x1[..., self.dim : self.dim + 2], x2[..., self.dim : self.dim + 2]
-        shared, factors = self._fidelity_factors(f1, f2)
-        total = torch.zeros_like(shared) if contrast else shared + self._run_offset(x1, x2)
-        if self.options.kernel in ("joint", "flops"):
-            total = total + self._joint(w1, f1, w2, f2)
-        else:
-            total = total + sum(m * f for m, f in zip(self._mixture_factors(w1, w2), factors, strict=True))
+        """(outputs, n, q) covariances of rows (n, K + 3) and (q, K + 3), as GPyTorch calls it."""
+        total = self.covariance(Inputs.of(x1), Inputs.of(x2), contrast)
         return total.diagonal(dim1=-1, dim2=-2) if diag else total
 
-    def grid(self, x1: Tensor, mixtures: Tensor, fidelities: Tensor) -> Tensor:
-        """(outputs, n, q f): ``forward`` of the contrast against each of q mixtures (q, K) at each of f fidelities (f, 2).
+    def covariance(self, a: Inputs, b: Inputs, contrast: bool = False) -> Tensor:
+        """(outputs, n, q). ``contrast``: of the mixture part alone, without what all mixtures share at a fidelity or a run's offset.
 
-        The mixture factors are computed once per mixture and the fidelity factors once per fidelity.
+        Each factor is computed once per pair of *different* mixtures or fidelities, then spread over the rows.
         """
-        f1 = x1[..., self.dim : self.dim + 2]
+        shared, factors = self._fidelity_factors(a.fidelities, b.fidelities)
+        w1, w2 = embed(a.mixtures, self.options.embedding), embed(b.mixtures, self.options.embedding)
+        total = None if contrast else a.by_fidelity(shared, b) + self._run_offset(a, b)
         if self.options.kernel in ("joint", "flops"):
-            w = mixtures.repeat_interleave(len(fidelities), dim=0)
-            f = fidelities.repeat(len(mixtures), 1)
-            return self.forward(x1, torch.cat((w, f, torch.full((len(w), 1), -1.0, dtype=w.dtype)), dim=-1), contrast=True)
-        _, factors = self._fidelity_factors(f1, fidelities)
-        mixed = self._mixture_factors(self._mixtures(x1), self._mixtures(mixtures))
-        parts = [m.unsqueeze(-1) * f.unsqueeze(-2) for m, f in zip(mixed, factors, strict=True)]
-        return sum(parts[1:], parts[0]).flatten(-2)
+            parts = [self._joint(a, w1, b, w2)]
+        else:
+            parts = [a.by_mixture(m, b) * a.by_fidelity(f, b) for m, f in zip(self._mixture_factors(w1, w2), factors, strict=True)]
+        for part in parts:
+            total = part if total is None else total + part
+        assert total is not None
+        return total
 
     def _part(self, name: str) -> Tensor:
         """(outputs, 1, entries) of the unconstrained parameters."""
         return self.theta[:, None, self.layout[name]]
-
-    def _mixtures(self, x: Tensor) -> Tensor:
-        return embed(x[..., : self.dim], self.options.embedding)
 
     def _mixture_length(self) -> Tensor:
         """(outputs, 1, K), or (outputs, 1, 1) for many domains: a common length times one factor per domain."""
@@ -132,16 +165,16 @@ class SurrogateKernel(Kernel):
     def _mixture_factors(self, w1: Tensor, w2: Tensor) -> list[Tensor]:
         """One correlation over mixtures per shared function, each (outputs, n, q)."""
         length = self._mixture_length()
-        first = matern52(w1 / length, w2 / length)
+        first = matern52(squared_distance(w1 / length, w2 / length))
         if self.options.kernel == "product":
             return [first]
         length = length * self._part("length_2").exp()
-        return [first, matern52(w1 / length, w2 / length)]
+        return [first, matern52(squared_distance(w1 / length, w2 / length))]
 
     def _fidelity_factors(self, f1: Tensor, f2: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What all mixtures share (trend and level), and the factor of each mixture correlation, all (outputs, n, q)."""
         length = self._part("fidelity_length").exp()
-        near = rbf(f1 / length, f2 / length)
+        near = rbf(squared_distance(f1 / length, f2 / length))
         shared = self._trend(f1, f2) + (2 * self._part("level")).exp() * near
         if self.options.kernel == "product":
             return shared, [(2 * self._part("amplitude")).exp() * near]
@@ -151,16 +184,16 @@ class SurrogateKernel(Kernel):
         common = self._part("common")[..., 0]
         return shared, [free + self._loading("drift", common, f1, f2), self._loading("loading_2", 0.0, f1, f2)]
 
-    def _joint(self, w1: Tensor, f1: Tensor, w2: Tensor, f2: Tensor) -> Tensor:
-        length = self._mixture_length(), self._part("fidelity_length").exp()
-        both = [torch.cat((w / length[0], f / length[1]), dim=-1) for w, f in ((w1, f1), (w2, f2))]
-        return (2 * self._part("amplitude")).exp() * matern52(both[0], both[1])
+    def _joint(self, a: Inputs, w1: Tensor, b: Inputs, w2: Tensor) -> Tensor:
+        length, scale = self._mixture_length(), self._part("fidelity_length").exp()
+        square = a.by_mixture(squared_distance(w1 / length, w2 / length), b)
+        square = square + a.by_fidelity(squared_distance(a.fidelities / scale, b.fidelities / scale), b)
+        return (2 * self._part("amplitude")).exp() * matern52(square)
 
-    def _run_offset(self, x1: Tensor, x2: Tensor) -> Tensor:
-        r1, r2 = x1[..., RUN].unsqueeze(-1), x2[..., RUN].unsqueeze(-2)
-        along = (x1[..., RUN - 1].unsqueeze(-1) - x2[..., RUN - 1].unsqueeze(-2)) / priors.RUN_LENGTH
-        same = (r1 == r2) & (r1 >= 0)
-        return (2 * self._part("run")).exp() * (same * torch.exp(-0.5 * along.square()))
+    def _run_offset(self, a: Inputs, b: Inputs) -> Tensor:
+        same = (a.run.unsqueeze(-1) == b.run.unsqueeze(-2)) & (a.run.unsqueeze(-1) >= 0)
+        along = (a.fidelities[:, 1].unsqueeze(-1) - b.fidelities[:, 1].unsqueeze(-2)) / priors.RUN_LENGTH
+        return (2 * self._part("run")).exp() * (same * a.by_fidelity(torch.exp(-0.5 * along.square()), b))
 
     def _loading(self, name: str, at_target: Tensor | float, f1: Tensor, f2: Tensor) -> Tensor:
         """l(x) l(x'), (outputs, n, q), of l(x) = a0 + a1 (1 - s) + a2 (1 - t) with a0 = ``at_target``."""

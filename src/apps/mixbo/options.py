@@ -66,11 +66,11 @@ class StrategyConfig:
     model_size: str | None = None  # hold the size fixed and choose only mixture and step (one-step look-ahead)
     design: Count | None = None  # Dirichlet mixtures at the smallest size in the initial design; None: one per domain
     pool: Positive = 512  # mixtures screened by the posterior before the acquisition is computed
-    candidates: Positive = 48  # mixtures kept for the acquisition, times every fidelity
+    candidates: Positive = 36  # mixtures kept for the acquisition, times every fidelity
     targets: Positive = 96  # mixtures at the target over which the knowledge gradient takes its minimum
     confirm: Fraction = 0.5  # share of the FLOPs for full runs of the largest model: at worst twice the cost of doing only those
     eta: Positive = 3  # hyperband
-    caution: Rate = 1.0  # recommend the minimum of mean + caution * sd: an untested mixture must be clearly better
+    caution: Rate = 2.0  # sds by which another mixture must beat the tested one to be recommended instead: 97.5 %
 
 
 @config

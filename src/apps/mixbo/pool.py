@@ -25,6 +25,13 @@ def tested(records: Sequence[Record]) -> Array:
     return np.array(list(seen))
 
 
+def is_known(weights: Array, known: Array) -> NDArray[np.bool_]:
+    """(n,): whether each mixture is among ``known`` (m, K)."""
+    if not len(known):
+        return np.zeros(len(weights), dtype=bool)
+    return np.abs(weights[:, None, :] - known).max(axis=2).min(axis=1) < 1e-6
+
+
 def at_target(problem: Problem, weights: Array) -> Array:
     """Surrogate inputs of mixtures at the target, for no particular run."""
     size, step = problem.fidelities.target

@@ -20,7 +20,7 @@ def suggest(problem: Problem, records: Sequence[Record], seed: int, number: int)
     strategy = lookup(problem.strategy.name)
     records = sorted(records, key=lambda record: record.number)
     if REGISTRY[problem.strategy.name][1]:
-        first = design.next_of_design(design.initial_design(problem, seed), problem, records)
+        first = design.start(problem, records, seed)
         if first is not None:
-            return design.full_run(problem, *first)
+            return first
     return strategy(problem, records, np.random.default_rng((seed, number, 2)))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .fitting import Fitted, fit
-from .kernels import SurrogateKernel
+from .kernels import Inputs, SurrogateKernel
 from .observations import observations, rows
 from .problem import Problem
 from .records import Record, finished
@@ -54,7 +54,7 @@ class Surrogate:
         self._condition(torch.as_tensor(x), targets)
         if len(pending):
             inputs = torch.as_tensor(pending)
-            self._condition(torch.cat((self._x, inputs)), torch.cat((targets, self._latent_mean(self._cross(self._x, inputs))), dim=-1))
+            self._condition(torch.cat((self._x, inputs)), torch.cat((targets, self._latent_mean(self._against(inputs))), dim=-1))
 
     @property
     def n(self) -> int:
@@ -69,22 +69,16 @@ class Surrogate:
     def basis(self, x: Array, contrast: bool = False) -> Basis:
         """Prepare rows for variances and covariances."""
         inputs = torch.as_tensor(x)
-        return self._whitened(inputs, self._cross(self._x, inputs, contrast), contrast)
+        return self._whitened(inputs, self._against(inputs, contrast), contrast)
 
-    def grid(self, mixtures: Array, sizes: NDArray[np.int64], steps: Array) -> Basis:
-        """Contrast ``basis`` of every mixture (q, K) at every fidelity (f,), mixtures varying slowest: (q f) rows."""
-        x = np.vstack([rows(self.problem, np.repeat(w[None], len(sizes), axis=0), sizes, steps) for w in mixtures])
-        inputs = torch.as_tensor(x)
-        dim = self.problem.space.dim
-        if not isinstance(self._kernel, SurrogateKernel):
-            return self.basis(x, contrast=True)
-        with torch.no_grad():
-            cross = self._kernel.grid(self._x, torch.as_tensor(mixtures), inputs[: len(sizes), dim : dim + 2])
-        return self._whitened(inputs, cross, contrast=True)
+    def grid(self, mixtures: Array, sizes: NDArray[np.int64], steps: Array, contrast: bool = True) -> Basis:
+        """``basis`` of every mixture (q, K) at every fidelity (f,), mixtures varying slowest: (q f) rows."""
+        w = np.repeat(mixtures, len(sizes), axis=0)
+        return self.basis(rows(self.problem, w, np.tile(sizes, len(mixtures)), np.tile(steps, len(mixtures))), contrast)
 
     def mean(self, x: Array) -> Array:
         """(q,) posterior mean only: cheap."""
-        return self._objective(self._latent_mean(self._cross(self._x, torch.as_tensor(x))))
+        return self._objective(self._latent_mean(self._against(torch.as_tensor(x))))
 
     def variance(self, basis: Basis) -> Array:
         """(q,) posterior variance of the noise-free objective."""
@@ -112,11 +106,18 @@ class Surrogate:
             return (square @ (prior - shared)).numpy()
 
     def _condition(self, x: Tensor, y: Tensor) -> None:
-        self._x = x
+        self._x, self._taken_apart = x, Inputs.of(x)
         with torch.no_grad():
             covariance = self._cross(x, x) + torch.diag_embed(self._noise[:, None].expand(-1, len(x)))
             self._cholesky = torch.linalg.cholesky(covariance)
             self._alpha = torch.cholesky_solve(y.unsqueeze(-1), self._cholesky)
+
+    def _against(self, x: Tensor, contrast: bool = False) -> Tensor:
+        """(outputs, n, q) prior covariance of the observations with rows x."""
+        if not isinstance(self._kernel, SurrogateKernel):
+            return self._cross(self._x, x)
+        with torch.no_grad():
+            return self._kernel.covariance(self._taken_apart, Inputs.of(x), contrast)
 
     def _cross(self, x1: Tensor, x2: Tensor, contrast: bool = False) -> Tensor:
         with torch.no_grad():

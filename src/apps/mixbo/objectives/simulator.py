@@ -137,7 +137,7 @@ class Simulator:
         grid = np.array(
             [[self.metric.objective(self.values(sample, name, step)) for step in self.fidelities.steps] for name in self.fidelities.sizes]
         )
-        if np.any(np.diff(grid, axis=0) >= 0) or np.any(np.diff(grid, axis=1) >= 0):
+        if np.any(np.diff(grid, axis=0) > 0) or np.any(np.diff(grid, axis=1) > 0):
             raise ConfigError(
                 f"simulator.amplitude={self.options.amplitude:g} is so large that for some mixtures a larger or longer run is worse than "
                 "a smaller or shorter one; lower the amplitude, raise r_size and r_step, or space the fidelities further apart"

@@ -12,7 +12,8 @@ from scipy.stats import norm
 from ..design import anchors_at_target, full_run, next_of_design
 from ..problem import Problem
 from ..records import Record, Suggestion
-from .grid import build, choose
+from .choose import choose
+from .grid import build
 
 Array = NDArray[np.float64]
 
@@ -46,8 +47,8 @@ def ei_per_flop(problem: Problem, records: Sequence[Record], rng: np.random.Gene
     Kept to show why it fails: a small model's loss improves on nothing, so only the largest sizes ever have a value.
     """
     grid = build(problem, records, rng)
-    sd = np.sqrt(grid.surrogate.variance(grid.basis))
-    value = log_ei(grid.basis.mean, sd, grid.best).reshape(grid.shape)
+    here = grid.surrogate.grid(grid.mixtures, grid.sizes, grid.steps, contrast=False)
+    value = log_ei(here.mean, np.sqrt(grid.surrogate.variance(here)), float(here.mean.min())).reshape(grid.shape)
     return choose(grid, value - np.log(grid.charged_cf))
 
 

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from src.nanollama.config import ConfigError
-
-from ..cost import allowance, charged, flops, owes_target, unlocked
-from ..observations import rows
-from ..pool import at_target, promising, spread, tested
+from ..cost import charged, flops
+from ..pool import at_target, is_known, promising, spread, tested
 from ..problem import Problem
-from ..records import Record, Suggestion, runs, same
+from ..records import Record, runs, same
 from ..surrogate import Basis, Surrogate, condition
 
 Array = NDArray[np.float64]
@@ -65,10 +62,14 @@ def build(problem: Problem, records: Sequence[Record], rng: np.random.Generator,
     """The surrogate given ``records``, the mixtures it finds promising or uncertain at the target, and their grid."""
     surrogate = condition(problem, records)
     pool, mean, sd = promising(problem, surrogate, records, rng)
+    known = is_known(pool, tested(records))
     options = problem.strategy
     scores = [mean, mean - sd, mean - 2 * sd]
-    chosen = spread(scores, options.candidates)
     targets = spread(scores, options.targets)
+    fresh = (
+        np.flatnonzero(~known) if (~known).any() else np.arange(len(pool))
+    )  # tested mixtures are added below, and would crowd out new ones
+    chosen = fresh[spread([score[fresh] for score in scores], options.candidates)]
     fidelities = problem.fidelities
     top, last = fidelities.target
     if only_target:
@@ -85,52 +86,6 @@ def build(problem: Problem, records: Sequence[Record], rng: np.random.Generator,
         targets=surrogate.basis(at_target(problem, pool[targets]), contrast=True),
         added_cf=added, parent_cf=parent, allowed_cf=allowed,
     )  # fmt: skip
-
-
-def choose(grid: Grid, value_cf: Array, start_small: bool = True) -> Suggestion:
-    """The allowed candidate of the greatest value, by the start-small rules unless they are switched off.
-
-    If the greatest value lies at a size that is still locked, the best candidate of the largest unlocked size is taken: the rule
-    delays large runs, and a search that would rather stay small must not be able to keep them locked for ever.
-    """
-    problem = grid.problem
-    held = problem.strategy.model_size
-    value = np.where(grid.allowed_cf, value_cf, -np.inf)
-    open_sizes = unlocked(problem, grid.records) | (not start_small)
-    affordable = grid.added_cf <= (allowance(problem, grid.records) * (1 + 1e-9) if start_small else np.inf)
-    eligible = affordable & open_sizes[grid.sizes][None]
-    if held is not None:
-        value = np.where(grid.sizes == problem.fidelities.index(held), value, value - 1e9)
-    elif start_small and owes_target(problem, grid.records):
-        value = np.where((grid.sizes == problem.fidelities.target[0]) & (grid.steps == problem.fidelities.target[1]), value, value - 1e9)
-    size = grid.sizes[np.unravel_index(np.argmax(value), grid.shape)[1]]
-    reach = int(np.nonzero(np.cumprod(open_sizes))[0][-1])
-    masks = [eligible & (grid.sizes == reach)] if size > reach else []
-    for mask in (*masks, eligible):
-        if np.isfinite(np.where(mask, value, -np.inf)).any():
-            c, f = np.unravel_index(int(np.argmax(np.where(mask, value, -np.inf))), grid.shape)
-            return _suggestion(grid, int(c), int(f), float(value_cf[c, f]))
-    raise ConfigError("no trial is left that the table and the start-small rules allow; widen the fidelity grid or raise cost.growth")
-
-
-def _suggestion(grid: Grid, c: int, f: int, value: float) -> Suggestion:
-    problem, row = grid.problem, c * grid.shape[1] + f
-    one, there = grid.basis[row : row + 1], grid.there[c : c + 1]
-    variance = float(grid.surrogate.variance(one)[0])
-    full = grid.surrogate.basis(rows(problem, grid.mixtures[c : c + 1], int(grid.sizes[f]), float(grid.steps[f])))
-    covariance = float(grid.surrogate.paired_covariance(one, there, np.zeros(1, dtype=np.int64))[0])
-    parent = int(grid.parent_cf[c, f])
-    return Suggestion(
-        weights=tuple(grid.mixtures[c].tolist()),
-        model_size=problem.fidelities.sizes[int(grid.sizes[f])],
-        steps=int(grid.steps[f]),
-        continues=None if parent < 0 else parent,
-        acquisition=value,
-        predicted_mean=float(full.mean[0]),
-        predicted_sd=float(grid.surrogate.variance(full)[0]) ** 0.5,
-        rho=float(np.clip(covariance / (variance * grid.surrogate.variance(there)[0]) ** 0.5, -1, 1)),
-        flops=float(grid.added_cf[c, f]),
-    )
 
 
 def _with_tested(problem: Problem, mixtures: Array, seen: Array, surrogate: Surrogate) -> Array:

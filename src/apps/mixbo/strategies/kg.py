@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from ..problem import Problem
 from ..records import Record, Suggestion
+from .choose import choose
 from .envelope import gain_of_minimum
-from .grid import Grid, build, choose
+from .grid import Grid, build
 
 Array = NDArray[np.float64]
 

@@ -9,7 +9,8 @@ import numpy as np
 from ..design import full_run
 from ..problem import Problem
 from ..records import Record, Suggestion
-from .grid import build, choose
+from .choose import choose
+from .grid import build
 
 
 def random(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
@@ -26,10 +27,5 @@ def thompson(problem: Problem, records: Sequence[Record], rng: np.random.Generat
     grid = build(problem, records, rng)
     covariance = grid.surrogate.covariance(grid.there, grid.there)
     draw = rng.multivariate_normal(grid.there.mean, covariance, method="eigh", check_valid="ignore")
-    value = np.where(np.isfinite(draw), -draw, -np.inf)[:, None] + 0 * grid.added_cf
-    explained = grid.rho_cf() ** 2 / grid.charged_cf
-    allowed = grid.allowed_cf.any(axis=1)
-    winner = int(np.argmin(np.where(allowed, draw, np.inf)))
-    value = np.full(grid.shape, -1e6) + value
-    value[winner] = explained[winner]
-    return choose(grid, value)
+    rank = np.argsort(np.argsort(draw))[:, None]  # 0: the minimiser; the others only where it may not be run
+    return choose(grid, grid.rho_cf() ** 2 / grid.charged_cf * 1e-6 ** np.minimum(rank, 20))

@@ -1,0 +1,240 @@
+"""How much compute a strategy needs to find a good mixture for the largest model.
+
+    python benchmarks/bo.py [--quick] [--json PATH]                        # our own synthetic problems, exact optimum
+    python benchmarks/bo.py --emulator PATH [--metrics mean stackexchange ...] [--noise 0.005] [--cache DIR]
+
+Costs are FLOPs of what was really trained, in full runs of the largest model (FRE), launch overhead not counted. Regret is noise-free,
+at the target. Model-based strategies are scored on what they recommend; random search and Hyperband on their best full run. One
+process; with --cache each study is stored when it ends, so that an interrupted benchmark goes on where it stopped (delete the folder
+after a change of the code).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _rounds import save
+
+from src.apps.mixbo.objectives import Objective
+from src.apps.mixbo.objectives.emulator import Emulator
+from src.apps.mixbo.objectives.simulator import Simulator
+from src.apps.mixbo.options import SimulatorConfig, SpaceConfig, StrategyConfig
+from src.apps.mixbo.problem import Problem
+from src.apps.mixbo.recommend import recommend
+from src.apps.mixbo.records import Record, runs
+from src.apps.mixbo.space import MixtureSpace
+from src.apps.mixbo.suggest import suggest
+from src.apps.mixbo.truth import Truth
+
+CUTS = (0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 14, 20, 40, 100)  # FRE
+STEPS = (1200, 2400, 4900, 9800, 19500)
+STEPS_HYPERBAND = (200, 700, 2200, 6500, 19500)  # a third each, in the emulator's units of 100
+BUDGETS = {"random": 100.0, "hyperband": 40.0, "ei": 14.0}  # others: 10
+TARGETS = {  # metric: (cost in FRE, median regret at most)
+    "mean": ((0.5, 0.0213), (4, 0.0167), (6, 0.0084), (10, 0.0042)),
+    "stackexchange": ((5, 0.0020),),
+    "commoncrawl": ((8, 0.0069),),
+    "hellaswag": ((1.5, 0.0045),),
+}
+SYNTHETIC = {
+    "interior, r=.8": SimulatorConfig(noise=0.003, run_noise=0.003),
+    "face, r=.3": SimulatorConfig(r_size=0.3, r_step=0.8, amplitude=0.03, gamma=1.0, noise=0.002, optimum=(0, 0.1, 0, 0.05, 0.85)),
+    "corner, r=-.5": SimulatorConfig(r_size=-0.5, r_step=0.8, amplitude=0.015, noise=0.001, optimum=(0, 0, 0, 0, 1)),
+    "five outputs, r=.7": SimulatorConfig(r_size=0.7, outputs=5, noise=0.003),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """One simulated study: cost and regret after every trial, and processor seconds per suggestion."""
+
+    cost: list[float]
+    regret: list[float]
+    seconds: list[float]
+    trials: list[tuple[str, int]]
+
+
+def simulate(problem: Problem, objective: Objective, truth: Truth, seed: int, budget: float) -> Study:
+    """Run one study to ``budget`` FRE; the trial that would exceed it is not started."""
+    model_free = problem.strategy.name in ("random", "hyperband")
+    records: list[Record] = []
+    study = Study([], [], [], [])
+    total, best = 0.0, float("inf")
+    regret = float("nan")
+    while True:
+        start = time.process_time()
+        asked = suggest(problem, records, seed, len(records))
+        seconds = time.process_time() - start
+        total += asked.flops / problem.full_run
+        if total > budget + 1e-9 or len(records) >= 400:
+            return study
+        parent = next((run for run in runs(records) if run.last == asked.continues), None)
+        first = parent.reached if parent else 0
+        steps = [step for step in problem.fidelities.steps if first < step <= asked.steps]
+        identity = parent.numbers[0] if parent else len(records)
+        curve = objective.observe(asked.weights, asked.model_size, steps, 1000 * seed + identity)
+        records.append(Record(len(records), asked.weights, asked.model_size, asked.steps, "ok", tuple(curve), asked.flops, asked.continues))
+        if not model_free:
+            answer = recommend(problem, records)
+            assert answer is not None
+            regret = truth.regret(answer.weights) or 0.0
+        elif (problem.fidelities.index(asked.model_size), asked.steps) == problem.fidelities.target:
+            value = float(problem.metric.objective(curve[-1][1]))
+            if value < best:
+                best, regret = value, truth.regret(asked.weights) or 0.0
+        study.cost.append(total)
+        study.regret.append(regret)
+        study.seconds.append(seconds)
+        study.trials.append((asked.model_size, asked.steps))
+
+
+def at(study: Study, cost: float) -> float:
+    """Regret of the answer when ``cost`` was spent; infinite before the first."""
+    known = [r for c, r in zip(study.cost, study.regret, strict=True) if c <= cost + 1e-9 and r == r]
+    return known[-1] if known else float("inf")
+
+
+def arrival(study: Study, level: float) -> float:
+    """Cost from which the answer stays at or below ``level``; infinite if it is not there at the end."""
+    found = float("inf")
+    for cost, regret in zip(reversed(study.cost), reversed(study.regret), strict=True):
+        if not regret <= level:
+            break
+        found = cost
+    return found
+
+
+def cached(
+    folder: Path | None, key: dict[str, Any], problem: Problem, objective: Objective, truth: Truth, seed: int, budget: float
+) -> Study:
+    """``simulate``, or what it gave the last time."""
+    if folder is None:
+        return simulate(problem, objective, truth, seed, budget)
+    path = folder / (hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16] + ".json")
+    if path.exists():
+        return Study(**json.loads(path.read_text())["study"])
+    study = simulate(problem, objective, truth, seed, budget)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"key": key, "study": study.__dict__}))
+    temporary.replace(path)
+    return study
+
+
+def quantiles(values: list[float]) -> list[float]:
+    """Median and quartiles."""
+    return [float(q) for q in np.quantile(values, (0.5, 0.25, 0.75), method="nearest")]
+
+
+def report(title: str, strategy: str, studies: list[Study], gap: float) -> dict[str, Any]:
+    """Print one row per strategy and return the same as data."""
+    cuts = [cut for cut in CUTS if cut <= max(study.cost[-1] for study in studies) + 0.5]
+    row = {cut: quantiles([at(study, cut) for study in studies]) for cut in cuts}
+    reach = quantiles([arrival(study, 0.1 * gap) for study in studies])
+    worst = {cut: max(at(study, cut) for study in studies) for cut in cuts}
+    seconds = [s for study in studies for s in study.seconds]
+    cells = "  ".join(f"{cut:g}: {q[0]:.4f} [{q[1]:.4f}-{q[2]:.4f}]" for cut, q in row.items())
+    print(f"{title:<22}{strategy:<12}{len(studies):>3} seeds  10 % of the gap from {reach[0]:.2f} FRE   {cells}", flush=True)
+    return {"regret": row, "worst": worst, "arrival": reach, "seconds": statistics.mean(seconds), "slowest": max(seconds), "gap": gap}
+
+
+def synthetic(strategies: list[str], seeds: int, budget: float | None, cache: Path | None) -> dict[str, Any]:
+    """Our own problems, whose optimum is exact."""
+    results: dict[str, Any] = {}
+    space = MixtureSpace.from_config(SpaceConfig())
+    for title, options in SYNTHETIC.items():
+        for strategy in strategies:
+            limit = budget or BUDGETS.get(strategy, 10.0)
+            studies, gaps = [], []
+            for seed in range(seeds):
+                objective = Simulator(replace(options, seed=seed), space)
+                problem = _problem(objective, space, strategy)
+                truth = Truth(problem, objective)
+                key = {"synthetic": title, "strategy": strategy, "seed": seed, "budget": limit}
+                studies.append(cached(cache, key, problem, objective, truth, seed, limit))
+                gaps.append(truth.regret(space.centroid().tolist()) or 0.0)
+            results[f"{title}/{strategy}"] = report(title, strategy, studies, statistics.median(gaps))
+    return results
+
+
+def emulated(
+    path: Path, metrics: list[str], strategies: list[str], seeds: int, budget: float | None, noise: float, cache: Path | None
+) -> dict[str, Any]:
+    """Metrics of an emulator fitted to real runs; see the notes on what its corners are worth."""
+    results: dict[str, Any] = {}
+    for metric in metrics:
+        for strategy in strategies:
+            grid = STEPS_HYPERBAND if strategy == "hyperband" else STEPS
+            objective = Emulator(path, metric, grid, noise)
+            space = MixtureSpace.from_config(SpaceConfig(objective.domains))
+            problem = _problem(objective, space, strategy)
+            truth = Truth(problem, objective)
+            limit = budget or BUDGETS.get(strategy, 10.0)
+            studies = []
+            for seed in range(seeds):
+                key = {"metric": metric, "strategy": strategy, "seed": seed, "budget": limit, "noise": noise}
+                studies.append(cached(cache, key, problem, objective, truth, seed, limit))
+            results[f"{metric}/{strategy}"] = report(metric, strategy, studies, truth.regret(space.centroid().tolist()) or 0.0)
+        results.update(_verdicts(metric, results))
+    return results
+
+
+def _problem(objective: Objective, space: MixtureSpace, strategy: str) -> Problem:
+    return Problem(space, objective.fidelities, objective.metric, objective.flops_per_step, strategy=StrategyConfig(name=strategy))
+
+
+def _verdicts(metric: str, results: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Print the targets, and the savings over the baselines; one that never arrives counts with its budget (a lower bound)."""
+    ours = results.get(f"{metric}/kg")
+    if ours is None:
+        return
+    for cost, level in TARGETS.get(metric, ()):
+        if cost in ours["regret"]:
+            reached = ours["regret"][cost][0]
+            print(f"  {metric}: median {reached:.4f} at {cost} FRE, wanted {level}: {'met' if reached <= level else 'MISSED'}")
+            yield f"{metric}: {level} at {cost} FRE", [reached, reached <= level]
+    for baseline, factor in (("hyperband", 5), ("random", 10)):
+        row = results.get(f"{metric}/{baseline}")
+        if row is not None:
+            arrived = np.isfinite(row["arrival"][0])
+            saving = (row["arrival"][0] if arrived else BUDGETS[baseline]) / ours["arrival"][0]
+            sign = "" if arrived else ">= "
+            print(f"  {metric}: {sign}{saving:.1f}x cheaper than {baseline}, wanted {factor}x: {'met' if saving >= factor else 'MISSED'}")
+            yield f"{metric}: saving over {baseline}", [saving, saving >= factor]
+
+
+def main() -> None:
+    """Parse, run, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two seeds, 2 FRE, four strategies, synthetic problems only")
+    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--emulator", type=Path, help="an .npz file; see src/apps/mixbo/objectives/emulator.py")
+    parser.add_argument("--metrics", nargs="+", default=list(TARGETS))
+    parser.add_argument("--strategies", nargs="+", default=["kg", "ei_cost", "ei", "hyperband", "random"])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--budget", type=float, help="FRE; default 10, and 14, 40, 100 for ei, hyperband, random")
+    parser.add_argument("--noise", type=float, default=0.0, help="sd of the emulator's observations")
+    parser.add_argument("--cache", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.emulator:
+        results = emulated(args.emulator, args.metrics, args.strategies, args.seeds, args.budget, args.noise, args.cache)
+    elif args.quick:
+        results = synthetic(["kg", "ei_cost", "hyperband", "random"], 2, 2.0, args.cache)
+    else:
+        results = synthetic(args.strategies, args.seeds, args.budget, args.cache)
+    save(args.json, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""From the value of every candidate to the next trial, by the rules of the study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.nanollama.config import ConfigError
+
+from ..cost import allowance, owes_target, unlocked
+from ..design import full_run
+from ..observations import rows
+from ..recommend import untested_fallback
+from ..records import Suggestion
+from .grid import Grid
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+def choose(grid: Grid, value_cf: Array, start_small: bool = True) -> Suggestion:
+    """The allowed candidate of the greatest value, by the start-small rules unless they are switched off."""
+    problem, records = grid.problem, grid.records
+    if start_small and problem.strategy.model_size is None and owes_target(problem, records) and unlocked(problem, records).all():
+        fallback = untested_fallback(problem, records)
+        if fallback is not None:
+            return full_run(problem, fallback, problem.fidelities.target[0])
+    for mask in _wishes(grid, value_cf, start_small):
+        if mask.any():
+            return _suggestion(grid, value_cf, _best(value_cf, mask))
+    if grid.allowed_cf.any():  # the rules leave nothing, as when a small table is used up: the cheapest there is
+        return _suggestion(grid, value_cf, _best(-grid.added_cf, grid.allowed_cf))
+    raise ConfigError("no trial is left that was not tried: widen the fidelity grid or the table")
+
+
+def _wishes(grid: Grid, value_cf: Array, start_small: bool) -> Iterator[Mask]:
+    """Where to look, most wanted first.
+
+    If the greatest value lies at a size that is still locked, the largest unlocked size is looked at instead: the rule delays large
+    runs, and a search that would rather stay small must not keep them locked for ever.
+    """
+    problem, records = grid.problem, grid.records
+    if not start_small:
+        yield grid.allowed_cf
+        return
+    open_sizes = unlocked(problem, records)
+    eligible = grid.allowed_cf & open_sizes[grid.sizes] & (grid.added_cf <= allowance(problem, records) * (1 + 1e-9))
+    wanted = grid.allowed_cf & _restriction(grid)
+    if wanted.any():
+        largest = int(np.cumprod(open_sizes).sum()) - 1
+        locked = grid.sizes[_best(value_cf, wanted)[1]] > largest
+        yield eligible & (grid.sizes == largest) if locked else eligible & wanted
+    yield eligible
+
+
+def _restriction(grid: Grid) -> Mask:
+    """(F,): the size that is held fixed, or the target when a full run of it is due, or everything."""
+    problem = grid.problem
+    top, last = problem.fidelities.target
+    if problem.strategy.model_size is not None:
+        return grid.sizes == problem.fidelities.index(problem.strategy.model_size)
+    if owes_target(problem, grid.records):
+        return (grid.sizes == top) & (grid.steps == last)
+    return np.ones(len(grid.sizes), dtype=bool)
+
+
+def _best(value_cf: Array, mask: Mask) -> tuple[int, int]:
+    c, f = np.unravel_index(int(np.argmax(np.where(mask, value_cf, -np.inf))), value_cf.shape)
+    return int(c), int(f)
+
+
+def _suggestion(grid: Grid, value_cf: Array, at: tuple[int, int]) -> Suggestion:
+    c, f = at
+    problem, row = grid.problem, c * grid.shape[1] + f
+    one, there = grid.basis[row : row + 1], grid.there[c : c + 1]
+    variance = float(grid.surrogate.variance(one)[0])
+    full = grid.surrogate.basis(rows(problem, grid.mixtures[c : c + 1], int(grid.sizes[f]), float(grid.steps[f])))
+    covariance = float(grid.surrogate.paired_covariance(one, there, np.zeros(1, dtype=np.int64))[0])
+    parent = int(grid.parent_cf[c, f])
+    return Suggestion(
+        weights=tuple(grid.mixtures[c].tolist()),
+        model_size=problem.fidelities.sizes[int(grid.sizes[f])],
+        steps=int(grid.steps[f]),
+        continues=None if parent < 0 else parent,
+        acquisition=float(value_cf[c, f]),
+        predicted_mean=float(full.mean[0]),
+        predicted_sd=float(grid.surrogate.variance(full)[0]) ** 0.5,
+        rho=float(np.clip(covariance / (variance * grid.surrogate.variance(there)[0]) ** 0.5, -1, 1)),
+        flops=float(grid.added_cf[c, f]),
+    )

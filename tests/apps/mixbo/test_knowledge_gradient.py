@@ -1,0 +1,164 @@
+"""Acquisitions against brute force and BoTorch, and the reference implementation's defects."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from botorch.acquisition.analytic import LogExpectedImprovement
+from botorch.models import SingleTaskGP
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.integrate import quad
+from scipy.stats import norm
+from studies import finish, problem, rescaled, simulator, spread_out, study
+
+from src.apps.mixbo import priors
+from src.apps.mixbo.records import Record
+from src.apps.mixbo.strategies.ei import log_ei
+from src.apps.mixbo.strategies.envelope import gain_of_minimum
+from src.apps.mixbo.strategies.grid import build
+from src.apps.mixbo.strategies.kg import knowledge_gradient
+from src.apps.mixbo.suggest import suggest
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), min_size=1, max_size=8))
+def test_gain_of_minimum_is_the_integral(lines: list[tuple[float, float]]) -> None:
+    mean, slope = np.array(lines).T
+
+    def lowest(z: float) -> float:
+        return float(np.min(mean + slope * z)) * float(norm.pdf(z))
+
+    crossings = [(mean[i] - mean[j]) / (slope[j] - slope[i]) for i in range(len(mean)) for j in range(i) if abs(slope[i] - slope[j]) > 1e-9]
+    points = sorted({-9.0, 9.0, *(float(np.clip(z, -9, 9)) for z in crossings)})
+    expected = mean.min() - sum(quad(lowest, a, b)[0] for a, b in pairwise(points))
+    assert gain_of_minimum(mean, slope[None])[0] == pytest.approx(expected, abs=1e-7)
+
+
+def test_gain_is_zero_without_information_and_tiny_gains_keep_their_order() -> None:
+    mean = np.array([0.0, 1.0, 2.0])
+    assert gain_of_minimum(mean, np.zeros((1, 3)))[0] == 0.0
+    assert gain_of_minimum(mean, np.full((1, 3), 0.7))[0] == 0.0  # the same news for all mixtures
+    small = gain_of_minimum(mean, np.array([[0.0, 0.05, 0.0], [0.0, 0.06, 0.0], [0.0, 0.07, 0.0]]))
+    assert 0 < small[0] < small[1] < small[2] < 1e-40
+
+
+def test_defect_3_kg_equals_brute_force_fantasies() -> None:
+    objective = simulator(noise=0.01)
+    posed = problem(objective, strategy={"candidates": 3, "targets": 10})
+    records = spread_out(objective, {"20M": 6, "150M": 4, "1B": 2})
+    grid = build(posed, records, np.random.default_rng(0))
+    gains = knowledge_gradient(grid).ravel()
+    surrogate, rng = grid.surrogate, np.random.default_rng(1)
+    joint = surrogate.covariance(grid.targets, grid.targets)
+    for row in np.argsort(gains)[-3:]:
+        one = grid.basis[row : row + 1]
+        cross, variance = surrogate.covariance(one, grid.targets)[0], surrogate.variance(one)[0]
+        # Draw the truth at the targets and the observation together, then condition on the observation.
+        both = np.block([[joint, cross[:, None]], [cross[None], np.array([[variance]])]])
+        draws = rng.multivariate_normal(np.append(grid.targets.mean, one.mean), both, size=60_000, check_valid="ignore", method="eigh")
+        seen = draws[:, -1] + rng.normal(0, surrogate.noise_variance**0.5, len(draws))
+        after = grid.targets.mean + np.outer((seen - one.mean[0]) / (variance + surrogate.noise_variance), cross)
+        expected = (after[:, grid.targets.mean.argmin()] - after.min(axis=1)).mean()  # the best now as control variate
+        assert gains[row] == pytest.approx(expected, rel=0.05, abs=2e-5)
+
+
+def test_defect_3_a_fidelity_independent_of_the_target_is_worth_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(priors, "TREND_SD", 0.0)  # the trend ties the levels of all fidelities together
+    objective = simulator()
+    posed = problem(objective, surrogate={"kernel": "product"})
+    grid = build(posed, spread_out(objective, {"20M": 8, "1B": 3}), np.random.default_rng(0))
+    kernel = grid.surrogate._kernel
+    with torch.no_grad():
+        kernel.theta[:, kernel.layout["fidelity_length"]] = np.log(0.01)  # no fidelity says anything about another
+    apart = type(grid.surrogate)(posed, *_data(posed, grid.records), _fitted(grid))
+    basis = apart.grid(grid.mixtures, grid.sizes, grid.steps)
+    targets = apart.basis(grid.targets.x.numpy(), contrast=True)
+    gains = knowledge_gradient(replace(grid, surrogate=apart, basis=basis, targets=targets))
+    other = (grid.sizes < 2) | (grid.steps < 8000)
+    assert gains[:, other].max() < 1e-12 and gains[:, ~other].max() > 1e-6
+
+
+def _data(posed: object, records: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    from src.apps.mixbo.surrogate import arrays
+
+    return arrays(posed, records, (5, 2.0))  # type: ignore[arg-type]
+
+
+def _fitted(grid: object) -> object:
+    from src.apps.mixbo.fitting import Fitted, fit
+    from src.apps.mixbo.surrogate import arrays
+
+    x, y, _ = arrays(grid.problem, grid.records, (3, 4.0))  # type: ignore[attr-defined]
+    original = fit(x[: 8 * 3], y[: 8 * 3], 3, grid.problem.surrogate)  # type: ignore[attr-defined]
+    return Fitted(grid.surrogate._kernel, original.noise, original.shift, original.scale)  # type: ignore[attr-defined]
+
+
+def test_log_ei_equals_botorch_and_stays_finite() -> None:
+    x = torch.linspace(0, 1, 6, dtype=torch.float64)[:, None]
+    y = -torch.sin(6 * x)
+    model = SingleTaskGP(x, (y - y.mean()) / y.std(), outcome_transform=None)
+    query = torch.linspace(0, 1, 23, dtype=torch.float64)[:, None]
+    reference = LogExpectedImprovement(model, best_f=0.2)(query[:, None]).detach().numpy()
+    posterior = model.posterior(query)
+    ours = log_ei(-posterior.mean[:, 0].detach().numpy(), posterior.variance[:, 0].sqrt().detach().numpy(), -0.2)
+    np.testing.assert_allclose(ours, reference, rtol=1e-6)
+    far = log_ei(np.array([1.0, 1e3, 1e6]), np.ones(3), 0.0)
+    assert np.all(np.isfinite(far)) and np.all(np.diff(far) < 0)
+
+
+@pytest.mark.parametrize("name", ["kg", "ei", "ei_cost"])
+def test_defect_1_the_units_of_the_metric_do_not_change_the_suggestion(name: str) -> None:
+    objective = simulator()
+    records = spread_out(objective, {"20M": 4, "150M": 4, "1B": 4})
+    posed = problem(objective, strategy={"name": name, "design": 0}, surrogate={"noise_floor": 0.0})
+    records = _with_design(posed, objective, records)
+    asked = suggest(posed, records, 0, len(records))
+    scaled = suggest(posed, [rescaled(record, 100.0, -7.0) for record in records], 0, len(records))
+    assert scaled.model_size == asked.model_size and scaled.steps == asked.steps
+    np.testing.assert_allclose(scaled.weights, asked.weights, atol=1e-9)
+
+
+def _with_design(posed: object, objective: object, records: list[Record]) -> list[Record]:
+    from src.apps.mixbo.design import anchors_at_target, full_run, initial_design
+
+    plan = [*initial_design(posed, 0), *anchors_at_target(posed)]  # type: ignore[arg-type]
+    for w, size in plan:
+        records = [*records, finish(objective, full_run(posed, w, size), records)]  # type: ignore[arg-type]
+    return records
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_defect_1_ei_is_positive_somewhere_after_the_initial_design(seed: int) -> None:
+    objective = simulator(seed=seed)
+    posed = problem(objective)
+    grid = build(posed, study(posed, objective, 11, seed), np.random.default_rng(0))
+    value = log_ei(grid.there.mean, np.sqrt(grid.surrogate.variance(grid.there)), grid.best)
+    assert value.max() > np.log(1e-5)
+
+
+def test_defect_2_ei_cost_takes_the_informative_fidelity_and_follows_the_correlation() -> None:
+    objective = simulator()
+    posed = problem(objective, strategy={"name": "ei_cost"})
+    records = _with_design(posed, objective, spread_out(objective, {"20M": 4, "150M": 4}))
+    grid = build(posed, records, np.random.default_rng(0))
+    rho = grid.rho_cf()
+    assert rho[:, (grid.sizes == 2) & (grid.steps == 8000)] == pytest.approx(1.0, abs=1e-6)
+    from src.apps.mixbo.strategies import ei
+
+    chosen = []
+    for low in (1e-9, 0.999):  # the smallest model says nothing, or everything, about the target
+
+        class Told(type(grid)):  # type: ignore[misc]
+            def rho_cf(self, low: float = low) -> np.ndarray:
+                return np.where(self.sizes == 0, low, 0.9)[None].repeat(self.shape[0], axis=0)
+
+        told = Told(**{name: getattr(grid, name) for name in grid.__dataclass_fields__})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ei, "build", lambda *_, told=told: told)
+            chosen.append(ei.ei_cost(posed, records, np.random.default_rng(0)).model_size)
+    assert chosen[0] != "20M" and chosen[1] == "20M"

@@ -1,0 +1,141 @@
+"""Simulator, emulator and table: exact optima, set correlations, known values."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.apps.mixbo.objectives.emulator import Emulator
+from src.apps.mixbo.objectives.simulator import Simulator
+from src.apps.mixbo.objectives.table import Table
+from src.apps.mixbo.options import SimulatorConfig, SpaceConfig
+from src.apps.mixbo.problem import Metric
+from src.apps.mixbo.space import MixtureSpace
+from src.nanollama.config import ConfigError
+
+SPACE = MixtureSpace.from_config(SpaceConfig())
+SMALL = {"amplitude": 0.008}  # low enough for every correlation below
+
+
+def objective_at(simulator: Simulator, w: np.ndarray, size: int, step: int) -> np.ndarray:
+    return simulator.metric.objective(simulator.values(w, simulator.fidelities.sizes[size], step))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SimulatorConfig(),
+        SimulatorConfig(gamma=1.0, outputs=4, seed=1),
+        SimulatorConfig(wells=4, seed=2, amplitude=0.02),
+        SimulatorConfig(optimum=(0, 0.3, 0, 0, 0.7)),
+        SimulatorConfig(optimum=(0, 0, 1, 0, 0), outputs=5),
+        SimulatorConfig(accuracy=True, amplitude=0.02),
+    ],
+)
+def test_the_optimum_is_exact_by_brute_force(options: SimulatorConfig) -> None:
+    simulator = Simulator(options, SPACE)
+    rng = np.random.default_rng(0)
+    w = np.vstack([rng.dirichlet(np.full(5, a), 20_000) for a in (0.2, 1.0)])
+    near = SPACE.transfers(simulator.optimum, (1e-3, 1e-2))
+    size, step = simulator.fidelities.target
+    best = objective_at(simulator, simulator.optimum[None], size, step)[0]
+    assert best < objective_at(simulator, np.vstack([w, near]), size, step).min()
+    assert simulator.regret(simulator.optimum) == 0.0
+
+
+@pytest.mark.parametrize("r", [-0.9, 0.0, 0.5, 0.95])
+def test_the_correlation_with_the_target_is_what_was_set(r: float) -> None:
+    simulator = Simulator(SimulatorConfig(r_size=r, r_step=1.0, **SMALL), SPACE)
+    w = np.random.default_rng(7).dirichlet(np.ones(5), 20_000)
+    size, step = simulator.fidelities.target
+    found = np.corrcoef(objective_at(simulator, w, 0, step), objective_at(simulator, w, size, step))[0, 1]
+    assert found == pytest.approx(r, abs=0.03)
+    assert simulator.correlation(size, step) == 1.0
+
+
+def test_larger_and_longer_is_better_for_every_mixture_and_refused_otherwise() -> None:
+    simulator = Simulator(SimulatorConfig(), SPACE)
+    w = np.random.default_rng(3).dirichlet(np.ones(5), 500)
+    sizes, steps = range(len(simulator.fidelities.sizes)), simulator.fidelities.steps
+    grid = np.array([[objective_at(simulator, w, size, step) for step in steps] for size in sizes])
+    assert np.all(np.diff(grid, axis=0) < 0) and np.all(np.diff(grid, axis=1) < 0)
+    with pytest.raises(ConfigError, match="amplitude"):
+        Simulator(SimulatorConfig(amplitude=0.5, r_size=0.0), SPACE)
+
+
+def test_noise_is_of_the_set_size_and_the_same_for_the_same_run() -> None:
+    simulator = Simulator(SimulatorConfig(noise=0.01, run_noise=0.02), SPACE)
+    w = [0.2] * 5
+    assert simulator.observe(w, "60M", [1000, 2000], 5) == simulator.observe(w, "60M", [1000, 2000], 5)
+    assert simulator.observe(w, "60M", [2000], 5)[0] == simulator.observe(w, "60M", [1000, 2000], 5)[1]
+    drawn = np.array([[v[0] for _, v in simulator.observe(w, "60M", [1000, 2000], run)] for run in range(600)])
+    assert drawn.std(axis=0) == pytest.approx(np.hypot(0.01, 0.02), rel=0.1)
+    assert (drawn[:, 0] - drawn[:, 1]).std() == pytest.approx(0.01 * np.sqrt(2), rel=0.1)
+
+
+def test_emulator_gives_the_known_values() -> None:
+    default = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "slimpajama_simulator.npz"
+    path = Path(os.environ.get("NANOLLAMA_SIMULATOR", default))
+    if not path.is_file():
+        pytest.skip("no emulator file: set NANOLLAMA_SIMULATOR to its path")
+    book, uniform = np.eye(5)[4:], np.full((1, 5), 0.2)
+    for metric, size, step, w, value in [
+        ("stackexchange", "20M", 100, uniform, 4.4904),
+        ("wikipedia", "1B", 19500, uniform, 1.0644),
+        ("commoncrawl", "1B", 5000, book, 2.6859),
+        ("hellaswag", "1B", 19500, book, 0.4025),
+    ]:
+        assert Emulator(path, metric).values(w, size, step)[0, 0] == pytest.approx(value, abs=6e-5)
+    assert Emulator(path, "hellaswag").metric.maximise and not Emulator(path, "mean").metric.maximise
+    assert len(Emulator(path, "mean").metric.outputs) == 7 and len(Emulator(path, "mean_domains").metric.outputs) == 5
+    with pytest.raises(ConfigError, match="19600"):
+        Emulator(path, "mean", [100, 19600])
+    with pytest.raises(ConfigError, match="nothing"):
+        Emulator(path, "nothing")
+
+
+def test_an_unreadable_emulator_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no file"):
+        Emulator(tmp_path / "none.npz")
+    np.savez(tmp_path / "pickled.npz", weight_0=np.array([{}], dtype=object))
+    with pytest.raises(ConfigError, match="plain arrays"):
+        Emulator(tmp_path / "pickled.npz")
+    np.savez(tmp_path / "short.npz", steps=np.arange(3))
+    with pytest.raises(ConfigError, match="lacks"):
+        Emulator(tmp_path / "short.npz")
+
+
+def write_table(path: Path, rows: list[str]) -> Path:
+    path.write_text("\n".join(["a,b,size,step,loss", *rows]) + "\n")
+    return path
+
+
+def table(path: Path) -> Table:
+    return Table(path, ("a", "b"), Metric(("loss",), (1.0,)), {"s": 1e6, "m": 1e7}, {"s": 1.0, "m": 10.0})
+
+
+def test_a_table_is_replayed_and_nothing_else(tmp_path: Path) -> None:
+    rows = ["0.5,0.5,s,10,3.0", "0.5,0.5,s,20,2.5", "1,0,s,20,2.6", "0.5,0.5,m,20,2.0", "1,0,m,20,2.2"]
+    replay = table(write_table(tmp_path / "t.csv", rows))
+    assert replay.choices == ((0.5, 0.5), (1.0, 0.0)) and replay.fidelities.sizes == ("s", "m")
+    assert replay.observe((0.5, 0.5), "s", [10, 20], 0) == [(10, (3.0,)), (20, (2.5,))]
+    with pytest.raises(ConfigError, match="no row"):
+        replay.values(np.array([[1.0, 0.0]]), "s", 10)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (["0.5,0.5,s,10,x"], "line 2"),
+        (["0.5,0.7,m,10,1"], "sum to 1"),
+        (["1,0,m,10,1", "1,0,m,10,2"], "twice"),
+        (["1,0,m,10,1", "1,0,s,20,2"], "largest size"),
+        ([], "no rows"),
+    ],
+)
+def test_a_bad_table_is_refused_with_its_line(tmp_path: Path, rows: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        table(write_table(tmp_path / "t.csv", rows))

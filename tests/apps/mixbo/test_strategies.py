@@ -1,0 +1,211 @@
+"""Every strategy: pure, by the rules, and good enough to find the optimum of a problem whose optimum is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from studies import FIDELITIES, SPACE, finish, problem, simulator, spread_out, study
+
+from src.apps.mixbo.cost import allowance, charged, flops, owes_target, unlocked
+from src.apps.mixbo.design import initial_design
+from src.apps.mixbo.objectives.simulator import Simulator
+from src.apps.mixbo.options import SimulatorConfig, SpaceConfig
+from src.apps.mixbo.problem import Fidelities, Metric, Problem
+from src.apps.mixbo.recommend import recommend
+from src.apps.mixbo.records import Record, runs, same, spent
+from src.apps.mixbo.space import MixtureSpace
+from src.apps.mixbo.strategies import REGISTRY, lookup
+from src.apps.mixbo.strategies.hyperband import brackets
+from src.apps.mixbo.suggest import suggest
+from src.nanollama.config import ConfigError
+
+MODEL_BASED = [name for name, (_, small) in REGISTRY.items() if small and name != "qmfkg"]
+QUICK = [name for name in REGISTRY if name != "qmfkg"]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_the_same_records_seed_and_number_give_the_same_suggestion(name: str) -> None:
+    objective = simulator()
+    posed = problem(objective, strategy={"name": name})
+    records = study(posed, objective, 13)
+    asked = suggest(posed, records, 0, 13)
+    from src.apps.mixbo import fitting
+
+    fitting._fit.cache_clear()
+    assert suggest(posed, records[::-1], 0, 13) == asked
+    if name in ("random", "thompson"):
+        assert suggest(posed, records, 1, 13) != asked
+
+
+@pytest.mark.parametrize("name", MODEL_BASED)
+def test_start_small_is_an_invariant(name: str) -> None:
+    objective = simulator()
+    posed = problem(objective, strategy={"name": name}, cost={"unlock": 2})
+    records: list[Record] = []
+    for number in range(22):
+        asked = suggest(posed, records, 0, number)
+        size = FIDELITIES.index(asked.model_size)
+        assert unlocked(posed, records)[size]
+        assert asked.flops <= allowance(posed, records) * (1 + 1e-9)
+        records.append(finish(objective, asked, records))
+    assert records[0].model_size == "20M"
+
+
+def test_a_size_is_unlocked_by_results_below_it_and_the_first_trial_is_cheap() -> None:
+    objective = simulator()
+    posed = problem(objective, cost={"unlock": 2})
+    assert unlocked(posed, []).tolist() == [True, False, False]
+    records = spread_out(objective, {"20M": 2})
+    assert unlocked(posed, records).tolist() == [True, True, False]
+    assert unlocked(posed, [replace(record, status="failed") for record in records]).tolist() == [True, False, False]
+    assert allowance(posed, []) == pytest.approx(float(flops(posed, 0, 8000)))
+    assert allowance(posed, records) == pytest.approx(spent(records))
+
+
+def test_a_trial_is_charged_what_it_adds() -> None:
+    objective = simulator()
+    posed = problem(objective, cost={"overhead": 0.02})
+    assert float(flops(posed, 2, 8000, 2000)) == pytest.approx(0.75 * posed.full_run)
+    assert float(charged(posed, posed.full_run)) == pytest.approx(1.02)
+    records = study(posed, objective, 20)
+    for run in runs(records):
+        own = sum(record.flops for record in records if record.number in run.numbers)
+        assert own == pytest.approx(float(flops(posed, FIDELITIES.index(run.model_size), run.reached)))
+    steps = [step for run in runs(records) for step, _ in run.curve]
+    assert len(steps) == sum(len({step for step, _ in run.curve}) for run in runs(records))  # nothing trained twice
+
+
+def test_continuation_is_offered_only_where_it_is_allowed() -> None:
+    objective = simulator()
+    w = (0.2, 0.3, 0.5)
+    half = Record(0, w, "20M", 4000, "ok", tuple(objective.observe(w, "20M", [2000, 4000], 0)), 1e17)
+    others = [replace(record, number=record.number + 1) for record in spread_out(objective, {"20M": 4, "150M": 3})]
+    from src.apps.mixbo.strategies.grid import build
+
+    for allowed in (True, False):
+        posed = problem(objective, cost={"continuation": allowed}, strategy={"candidates": 40})
+        grid = build(posed, [half, *others], np.random.default_rng(0))
+        c = next(c for c in range(len(grid.mixtures)) if same(grid.mixtures[c], w))
+        last = (grid.sizes == 0) & (grid.steps == 8000)
+        assert grid.parent_cf[c, last] == (0 if allowed else -1)
+        assert grid.added_cf[c, last] == pytest.approx(float(flops(posed, 0, 8000, 4000 if allowed else 0)))
+        assert not grid.allowed_cf[c, (grid.sizes == 0) & (grid.steps < 8000)].any()
+
+
+def test_running_and_failed_trials_are_not_asked_for_again() -> None:
+    objective = simulator()
+    posed = problem(objective)
+    records = study(posed, objective, 12)
+    asked = suggest(posed, records, 0, 12)
+    for status in ("running", "failed"):
+        pending = Record(12, asked.weights, asked.model_size, asked.steps, status, (), asked.flops, asked.continues)  # type: ignore[arg-type]
+        after = suggest(posed, [*records, pending], 0, 13)
+        assert not (same(after.weights, asked.weights) and after.model_size == asked.model_size)
+
+
+def test_the_design_compares_the_same_mixtures_at_two_sizes() -> None:
+    posed = problem(simulator())
+    plan = initial_design(posed, 0)
+    small = [w for w, size in plan if size == 0]
+    large = [w for w, size in plan if size == 1]
+    assert all(any(same(w, v) for v in small) for w in large)
+    assert all(any(same(corner, w) for w in large) for corner in SPACE.corners())
+    assert {size for _, size in plan} == {0, 1}
+
+
+def test_a_size_held_fixed_is_the_only_one_after_the_design() -> None:
+    objective = simulator()
+    posed = problem(objective, strategy={"model_size": "150M"})
+    records = study(posed, objective, 22)
+    last = records[-7:]
+    assert {record.model_size for record in last} == {"150M"} and len({record.steps for record in last}) > 1
+    with pytest.raises(ConfigError, match="7B"):
+        problem(objective, strategy={"model_size": "7B"})
+
+
+def test_half_of_the_compute_goes_to_the_target_once_it_can_be_paid() -> None:
+    objective = simulator()
+    posed = problem(objective)
+    records = study(posed, objective, 32)
+    there = sum(record.flops for record in records if record.model_size == "1B" and record.steps == 8000)
+    assert spent(records) > 2 * posed.full_run
+    assert there >= 0.5 * spent(records) - posed.full_run
+    assert not owes_target(posed, records[:5])
+
+
+@pytest.mark.parametrize("optimum", [(0.0, 0.0, 1.0), (0.3, 0.7, 0.0), (0.2, 0.5, 0.3)])
+def test_defect_8_corners_faces_and_the_interior_are_reached(optimum: tuple[float, ...]) -> None:
+    objective = simulator(optimum=optimum, noise=0.0005)
+    posed = problem(objective, strategy={"name": "ei", "pool": 120, "candidates": 12})
+    answer = recommend(posed, study(posed, objective, 14))
+    assert answer is not None
+    assert objective.regret(answer.weights) < 0.1 * objective.regret(SPACE.corners().mean(axis=0)) + 0.002
+
+
+def test_hyperband_halves_continues_and_counts_each_run_once() -> None:
+    kinds = brackets((100, 300, 900), 3)
+    assert [kind.steps for kind in kinds] == [(100, 300, 900), (300, 900), (900,)]
+    assert kinds[0].counts == (9, 3, 1)
+    objective = Simulator(SimulatorConfig(amplitude=0.02), SPACE, Fidelities(("20M", "1B"), (2e7, 1e9), (900, 2700, 8100)))
+    posed = problem(objective, strategy={"name": "hyperband"})
+    records = study(posed, objective, 13)
+    first = records[:9]
+    assert {record.model_size for record in records} == {"1B"} and {record.steps for record in first} == {900}
+    best = sorted(first, key=lambda record: record.curve[-1][1])[:3]
+    assert [record.parent for record in records[9:12]] == [record.number for record in best]
+    assert records[12].steps == 8100 and records[12].parent in {record.number for record in records[9:12]}
+    running = replace(records[8], status="running", curve=())
+    assert suggest(posed, [*records[:8], running], 0, 9).continues is None  # waits for the rung, starts the next bracket
+
+
+def test_random_is_uniform_on_the_simplex_and_at_the_target() -> None:
+    objective = simulator()
+    posed = problem(objective, strategy={"name": "random"})
+    drawn = [suggest(posed, [], seed, 0) for seed in range(400)]
+    assert {(s.model_size, s.steps) for s in drawn} == {("1B", 8000)}
+    np.testing.assert_allclose(np.mean([s.weights for s in drawn], axis=0), 1 / 3, atol=0.04)
+
+
+def test_plain_ei_per_flop_never_learns_from_small_models() -> None:
+    objective = simulator()
+    records = spread_out(objective, {"20M": 4, "150M": 2, "1B": 1})
+    posed = problem(objective, strategy={"name": "ei_per_flop"}, cost={"growth": 1e6})
+    strategy = lookup("ei_per_flop")
+    asked = strategy(posed, records, np.random.default_rng(0))
+    assert asked.model_size == "1B"  # a small model's loss improves on nothing
+    assert lookup("kg")(posed, records, np.random.default_rng(0)).model_size != "1B"
+
+
+def test_a_table_is_searched_among_its_rows_only() -> None:
+    rng = np.random.default_rng(0)
+    choices = [tuple(w.tolist()) for w in np.vstack([np.eye(3), rng.dirichlet(np.ones(3), 12)])]
+    objective = simulator()
+    space = MixtureSpace.from_config(SpaceConfig(("a", "b", "c")), choices)
+    table = frozenset((w, size, step) for w in space.choices or () for size in ("20M", "1B") for step in (4000, 8000))
+    two = Fidelities(("20M", "1B"), (2e7, 1e9), (4000, 8000))
+    posed = Problem(space, two, Metric(("loss",), (1.0,)), (objective.flops_per_step[0], objective.flops_per_step[2]), table=table)
+    records: list[Record] = []
+    for number in range(20):
+        asked = suggest(posed, records, 0, number)
+        assert posed.available(asked.weights, asked.model_size, asked.steps)
+        records.append(finish(objective, asked, records))
+    answer = recommend(posed, [replace(r, curve=tuple(point for point in r.curve if point[0] >= 4000)) for r in records])
+    assert answer is not None and tuple(answer.weights) in set(space.choices or ())
+
+
+def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"kgg.*thompson"):
+        lookup("kgg")
+
+
+def test_botorchs_knowledge_gradient_obeys_the_same_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, least in (("FANTASIES", 2), ("RESTARTS", 1), ("SAMPLES", 4), ("ITERATIONS", 2)):
+        monkeypatch.setattr(f"src.apps.mixbo.strategies.reference.{name}", least)
+    objective = simulator()
+    posed = problem(objective, strategy={"name": "qmfkg"}, cost={"unlock": 9})
+    records = spread_out(objective, {"20M": 4})
+    asked = lookup("qmfkg")(posed, records, np.random.default_rng(0))
+    assert sum(asked.weights) == pytest.approx(1.0)
+    assert unlocked(posed, records)[FIDELITIES.index(asked.model_size)] and asked.flops <= allowance(posed, records) * (1 + 1e-9)

@@ -1,0 +1,206 @@
+"""The surrogate against GPyTorch, finite differences and its own invariances."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from botorch.fit import fit_gpytorch_mll
+from botorch.models import SingleTaskGP, SingleTaskMultiFidelityGP
+from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
+from gpytorch.means import ZeroMean
+from gpytorch.mlls import ExactMarginalLogLikelihood
+from studies import FIDELITIES, problem, simulator, spread_out
+
+from src.apps.mixbo.fitting import fit, log_posterior, scaling
+from src.apps.mixbo.kernels import Inputs, SurrogateKernel
+from src.apps.mixbo.observations import observations, rows
+from src.apps.mixbo.pool import at_target
+from src.apps.mixbo.records import Record, runs
+from src.apps.mixbo.surrogate import arrays, condition
+
+KERNELS = ("lmc", "product", "joint", "flops")
+MIXTURES = np.random.default_rng(5).dirichlet(np.ones(3), 6)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_posterior_equals_gpytorch(kernel: str, outputs: int) -> None:
+    objective = simulator(outputs=outputs)
+    posed = problem(objective, surrogate={"kernel": kernel})
+    records = spread_out(objective, {"20M": 5, "150M": 3})
+    x, y, _ = arrays(posed, records, (5, 2.0))
+    fitted = fit(*arrays(posed, records, (3, 4.0))[:2], 3, posed.surrogate)
+    surrogate = condition(posed, records)
+    query = rows(posed, MIXTURES, np.array([0, 1, 2, 2, 1, 0]), np.array([8000.0, 2000, 8000, 4000, 4000, 2000]))
+    basis = surrogate.basis(query)
+    mean, covariance = np.zeros(len(query)), np.zeros((len(query), len(query)))
+    for i, weight in enumerate(objective.metric.signed):
+        kernel_i = SurrogateKernel(3, 1, posed.surrogate)
+        kernel_i.theta.data = fitted.kernel.theta.data[i : i + 1]
+        target = (torch.as_tensor(y[:, i : i + 1]) - fitted.shift[i]) / fitted.scale[i]
+        noise = fitted.noise[i].expand(len(x))
+        model = SingleTaskGP(
+            torch.as_tensor(x), target, covar_module=_Single(kernel_i), mean_module=ZeroMean(),
+            likelihood=FixedNoiseGaussianLikelihood(noise), outcome_transform=None,
+        )  # fmt: skip
+        posterior = model.posterior(torch.as_tensor(query))
+        mean += weight * (posterior.mean[:, 0].detach() * fitted.scale[i] + fitted.shift[i]).numpy()
+        covariance += (weight * float(fitted.scale[i])) ** 2 * posterior.distribution.covariance_matrix.detach().numpy()
+    np.testing.assert_allclose(basis.mean, mean, atol=1e-5)
+    np.testing.assert_allclose(surrogate.covariance(basis, basis), covariance, atol=1e-6)
+    np.testing.assert_allclose(surrogate.variance(basis), covariance.diagonal(), atol=1e-6)
+    np.testing.assert_allclose(surrogate.mean(query), basis.mean, atol=1e-10)
+
+
+class _Single(torch.nn.Module):
+    """One output of our kernel as GPyTorch wants it: without the outputs' dimension."""
+
+    def __new__(cls, kernel: SurrogateKernel) -> object:  # type: ignore[misc]
+        from gpytorch.kernels import Kernel
+
+        class Flat(Kernel):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = [kernel]  # hidden from PyTorch: its batch of outputs is not this kernel's
+
+            def forward(self, x1: torch.Tensor, x2: torch.Tensor, diag: bool = False, **params: object) -> torch.Tensor:
+                found = self.inner[0].forward(x1.reshape(-1, x1.shape[-1]), x2.reshape(-1, x2.shape[-1]), diag=diag)[0]
+                return found.reshape(*x1.shape[:-2], *found.shape)
+
+        return Flat()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("mean", ["linear", "law"])
+def test_gradient_of_the_log_posterior(kernel: str, mean: str) -> None:
+    objective = simulator(outputs=2)
+    posed = problem(objective, surrogate={"kernel": kernel, "mean": mean})
+    x, y, _ = arrays(posed, spread_out(objective, {"20M": 4, "150M": 2}), (3, 2.0))
+    inputs, values = torch.as_tensor(x), torch.as_tensor(y)
+    shift, scale = scaling(inputs, values, 3)
+    target, floor = ((values - shift) / scale).T, torch.full((2,), 1e-4, dtype=torch.float64)
+    module = SurrogateKernel(3, 2, posed.surrogate)
+    module.theta.data += 0.1 * torch.randn(module.theta.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    apart = Inputs.of(inputs)
+    log_posterior(module, apart, target, floor)
+    analytic = module.theta.grad
+    assert analytic is not None
+    analytic = -analytic.clone()
+    for index in [(0, 0), (1, 2), (0, 5), (1, module.theta.shape[1] - 1)]:
+        ends = []
+        for sign in (1, -1):
+            module.theta.data[index] += sign * 1e-5
+            ends.append(float(log_posterior(module, apart, target, floor)))
+            module.theta.data[index] -= sign * 1e-5
+        assert float(analytic[index]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-4)
+
+
+def test_defect_4_units_of_size_and_step_do_not_matter() -> None:
+    objective = simulator()
+    posed = problem(objective)
+    records = spread_out(objective, {"20M": 5, "150M": 3})
+    scaled = replace(posed, fidelities=replace(FIDELITIES, parameters=tuple(p / 1e6 for p in FIDELITIES.parameters)))
+    there = at_target(posed, MIXTURES)
+    np.testing.assert_allclose(
+        condition(posed, records).mean(there), condition(scaled, records).mean(at_target(scaled, MIXTURES)), atol=1e-9
+    )
+
+
+def test_defect_5a_noise_survives_every_tell() -> None:
+    objective = simulator(noise=0.02)
+    posed = problem(objective, surrogate={"noise_floor": 0.01})
+    records = spread_out(objective, {"20M": 8, "150M": 2})
+    for count in range(3, len(records) + 1):
+        surrogate = condition(posed, records[:count])
+        assert surrogate.noise_variance >= 0.01**2
+        seen = rows(posed, np.array([records[0].weights]), 0, 8000.0)
+        # n repetitions of noise sd s leave at least s^2 / n; here fewer than all checkpoints bear on the point.
+        assert surrogate.variance(surrogate.basis(seen))[0] > 0.01**2 / (3 * count)
+
+
+def test_defect_5b_refitted_at_every_multiple_of_the_period_and_prior_flat_in_the_mixture() -> None:
+    objective = simulator()
+    posed = problem(objective, surrogate={"refit": 4})
+    records = spread_out(objective, {"20M": 9})
+    kernels = [condition(posed, records[:count])._kernel for count in (4, 5, 7, 8, 9)]
+    assert kernels[0] is kernels[1] is kernels[2] and kernels[3] is kernels[4] and kernels[0] is not kernels[3]
+    before = condition(posed, []).mean(at_target(posed, MIXTURES))
+    assert np.ptp(before) == 0.0
+
+
+def test_pending_trials_narrow_and_do_not_shift() -> None:
+    objective = simulator()
+    posed = problem(objective)
+    records = spread_out(objective, {"20M": 6, "150M": 4})
+    running = Record(99, tuple(MIXTURES[0].tolist()), "1B", 8000, "running")
+    without, with_it = condition(posed, records), condition(posed, [*records, running])
+    there = at_target(posed, MIXTURES)
+    np.testing.assert_allclose(without.mean(there), with_it.mean(there), atol=1e-6)
+    before, after = without.variance(without.basis(there)), with_it.variance(with_it.basis(there))
+    assert np.all(after <= before + 1e-12) and after[0] < 0.5 * before[0]
+
+
+def test_failed_trials_are_left_out_or_count_as_the_worst() -> None:
+    objective = simulator()
+    records = spread_out(objective, {"20M": 6})
+    failed = replace(records[2], status="failed", curve=())
+    records[2] = failed
+    data = observations(problem(objective), records, (5, 2.0))
+    assert len(data.y) == 15 and 2 not in data.x[:, -1]
+    penalised = observations(problem(objective, surrogate={"failed": "penalise"}), records, (5, 2.0))
+    worst = max(record.curve[-1][1][0] for record in records if record.status == "ok")
+    assert len(penalised.y) == 16 and penalised.y[-1, 0] == worst
+
+
+def test_continuations_are_one_run_and_its_offset_is_shared() -> None:
+    objective = simulator()
+    w = (0.2, 0.3, 0.5)
+    curve = tuple(objective.observe(w, "20M", [2000, 4000, 8000], 0))
+    first = Record(0, w, "20M", 4000, "ok", curve[:2], 2.0)
+    second = Record(3, w, "20M", 8000, "ok", curve[2:], 2.0, parent=0)
+    (run,) = runs([first, second])
+    assert run.numbers == (0, 3) and run.curve == curve and run.reached == 8000
+    data = observations(problem(objective), [first, second], (5, 2.0))
+    assert data.x[:, -1].tolist() == [0.0, 0.0, 0.0]
+    (growing,) = runs([first, replace(second, status="running", curve=())])
+    assert growing.running and growing.reached == 4000 and growing.ends == 8000
+    assert runs([replace(first, status="failed"), second]) == []
+
+
+@pytest.mark.parametrize("options", [{"kernel": k} for k in KERNELS] + [{"embedding": "raw"}, {"embedding": "clr"}, {"mean": "law"}])
+def test_every_form_ranks_mixtures_from_cheap_runs(options: dict[str, str]) -> None:
+    objective = simulator(noise=0.0005, r_size=0.95, r_step=0.95)
+    posed = problem(objective, surrogate=options)
+    surrogate = condition(posed, spread_out(objective, {"20M": 16, "150M": 8, "1B": 4}))
+    w = np.random.default_rng(11).dirichlet(np.ones(3), 60)
+    truth = objective.metric.objective(objective.values(w, "1B", 8000))
+    assert np.corrcoef(surrogate.mean(at_target(posed, w)), truth)[0, 1] > 0.8
+
+
+def test_botorchs_kernel_is_conditioned_like_botorchs_model() -> None:
+    objective = simulator()
+    posed = problem(objective, surrogate={"kernel": "botorch", "refit": 1})
+    records = spread_out(objective, {"20M": 5, "150M": 3})
+    x, y, _ = arrays(posed, records, (3, 4.0))
+    shift, scale = scaling(torch.as_tensor(x), torch.as_tensor(y), 3)
+    model = SingleTaskMultiFidelityGP(
+        torch.as_tensor(x[:, :-1]), (torch.as_tensor(y) - shift) / scale, data_fidelities=[3, 4], outcome_transform=None
+    )
+    fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+    there = at_target(posed, MIXTURES)
+    posterior = model.posterior(torch.as_tensor(there[:, :-1]))
+    surrogate = condition(posed, records)
+    np.testing.assert_allclose(surrogate.mean(there), (posterior.mean[:, 0] * scale + shift).detach().numpy(), rtol=1e-3)
+
+
+def test_one_process_for_the_sum_agrees_with_one_per_output() -> None:
+    objective = simulator(outputs=3)
+    records = spread_out(objective, {"20M": 10, "150M": 6, "1B": 3})
+    means = []
+    for outputs in ("separate", "sum"):
+        posed = problem(objective, surrogate={"outputs": outputs})
+        means.append(condition(posed, records).mean(at_target(posed, MIXTURES)))
+    assert np.corrcoef(*means)[0, 1] > 0.8
