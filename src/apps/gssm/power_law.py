@@ -92,4 +92,5 @@ def _polish(x: Array, y: Array, a: float, b: float, c: float) -> tuple[float, fl
     bounds = ([-np.inf, EXPONENTS[0], 0.0], [np.inf, EXPONENTS[-1], y.min()])
     start = [np.log(a), np.clip(b, EXPONENTS[0] * 1.001, EXPONENTS[-1] * 0.999), max(c, 1e-6 * y.min())]
     found = least_squares(lambda p: (p[2] + np.exp(p[0]) * x ** -p[1]) / y - 1, start, bounds=bounds, x_scale="jac", xtol=1e-12, ftol=1e-12)
-    return float(np.exp(found.x[0])), float(found.x[1]), float(found.x[2]), float(2 * found.cost)
+    plateau = 0.0 if found.x[2] < 1e-6 * y.min() else float(found.x[2])  # the solver stays inside its bounds
+    return float(np.exp(found.x[0])), float(found.x[1]), plateau, float(2 * found.cost)

@@ -173,5 +173,3 @@ def test_the_data_command_writes_each_setup_and_the_training_reads_it(tmp_path, 
         compose(TRAIN, [f"{CONFIGS}/data.yaml"])
     with pytest.raises(ConfigError, match="did you mean small_X"):
         compose(TRAIN, [f"{CONFIGS}/data.yaml", "setup=smal_X"])
-
-
