@@ -35,9 +35,8 @@ def build(cfg: SweepConfig, trials: Path) -> tuple[Problem, Runner]:
 def _problem(cfg: SweepConfig, source: Objective | Trainings, objective: Objective | None) -> Problem:
     choices = getattr(objective, "choices", None)
     space = MixtureSpace.from_config(replace(cfg.space, domains=source.domains), choices)
-    return Problem(
-        space, source.fidelities, source.metric, source.flops_per_step, cfg.cost, cfg.surrogate, cfg.strategy, getattr(objective, "available", None)
-    )
+    available = getattr(objective, "available", None)
+    return Problem(space, source.fidelities, source.metric, source.flops_per_step, cfg.cost, cfg.surrogate, cfg.strategy, available)
 
 
 def _simulator(cfg: SweepConfig) -> Objective:

@@ -1,7 +1,8 @@
 """Typed options of the mixture optimiser. No torch here: the launcher reads them to check a config.
 
 Every number that steers the search has its default here or in ``priors.py``, with the reason beside it. Where the reason says
-*synthetic*, the value was chosen on the parametric simulator of ``objectives/simulator.py``; none was fitted to a benchmark.
+*synthetic*, the value was chosen on the parametric simulator of ``objectives/simulator.py``. Two were introduced after looking at one
+seed of the emulator benchmark as well, and their values not varied there: ``StrategyConfig.caution`` and ``confirm``.
 """
 
 from __future__ import annotations

@@ -211,6 +211,13 @@ def _ternary(sweep: Sweep, surrogate: Surrogate) -> Figure:
                     "cliponaxis": False,
                 }
             )
+    layout = {"ternary": _axes(sweep), "margin": {"l": 40, "r": 40, "t": 40, "b": 40}}
+    return Figure(
+        traces, layout, f"The whole simplex. Dark: as good as the recommended mixture; white: worse by {top:.2g} or more.", height=470
+    )
+
+
+def _axes(sweep: Sweep) -> dict[str, object]:
     ternary: dict[str, object] = {"sum": 1, "bgcolor": "rgba(0,0,0,0)"}
     for axis, domain in zip(("aaxis", "baxis", "caxis"), sweep.problem.space.domains, strict=True):
         ternary[axis] = {
@@ -221,10 +228,7 @@ def _ternary(sweep: Sweep, surrogate: Surrogate) -> Figure:
             "nticks": 5,
             "tickfont": {"size": 12, "color": "var(--muted)"},
         }
-    layout = {"ternary": ternary, "margin": {"l": 40, "r": 40, "t": 40, "b": 40}}
-    return Figure(
-        traces, layout, f"The whole simplex. Dark: as good as the recommended mixture; white: worse by {top:.2g} or more.", height=470
-    )
+    return ternary
 
 
 def _corners(points: Array) -> Trace:
