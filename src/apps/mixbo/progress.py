@@ -77,7 +77,8 @@ class Progress:
             )  # fmt: skip
         if answer:
             low, high = answer["interval"]
-            table.caption = f"best for {answer['model_size']} at {answer['steps']}: {_mixture(answer['weights'])}  {answer['predicted']:.4f} [{low:.4f}, {high:.4f}]"
+            value = f"{answer['predicted']:.4f} [{low:.4f}, {high:.4f}]"
+            table.caption = f"best for {answer['model_size']} at {answer['steps']}: {_mixture(answer['weights'])}  {value}"
             table.caption_justify = "left"
         return table
 
