@@ -48,6 +48,8 @@ class Attention(nn.Module):
 
     def heads(self, qkv: Tensor, at: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Turned queries (B, H, T, D_qk), turned keys (B, K, T, D_qk) and values (B, K, T, D_v)."""
+        if cpu.fusible(qkv) and at.cos.dim() == 2:
+            return cpu.split_and_turn(qkv, at.cos, at.sin, self.nb_heads, self.kv_heads, self.qk_dim)
         dims = (self.qk_dim, self.qk_dim, self.v_dim)
         q, k, v = (x.unflatten(-1, (-1, dim)).transpose(1, 2) for x, dim in zip(qkv.split(self.sizes, dim=-1), dims, strict=True))
         return rotate(q, at.cos, at.sin), rotate(k, at.cos, at.sin), v

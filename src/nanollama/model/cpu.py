@@ -1,4 +1,4 @@
-"""Layers as PyTorch runs them fastest on a CPU: autograd functions whose hand-written gradients make few passes over memory.
+"""Layers as a CPU runs them fastest: autograd functions that make few passes over memory, forward and backward.
 
 The plain formulas are the reference in the tests, and what a GPU runs.
 """
@@ -6,18 +6,41 @@ The plain formulas are the reference in the tests, and what a GPU runs.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .rope import turn
+from .rope import rotate, turn
 
+FUSE_FROM = 2**15  # numbers in a tensor; below, calls cost more than memory, and the compiler is not worth loading
 QUERY_ROWS = 64  # rows of the score matrix at a time: what lies in the future of a whole chunk is never computed
 
 
+def fusible(x: Tensor) -> bool:
+    """Whether the compiled passes take ``x``, and it is large enough to be worth them; everything else goes by the plain formulas."""
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
+    return plain and x.numel() >= FUSE_FROM and not torch.compiler.is_compiling()
+
+
+def _kernels() -> ModuleType:
+    from . import cpu_native
+
+    return cpu_native
+
+
+def _differentiable(plain: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The backward pass by autograd, for who wants to differentiate it once more."""
+    wanted = [x for x in inputs if x.requires_grad]
+    grads = iter(torch.autograd.grad(plain(*inputs), wanted, grad, create_graph=True))
+    return tuple(next(grads) if x.requires_grad else None for x in inputs)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``F.rms_norm`` over the last dimension."""
+    """``F.rms_norm`` over the last dimension, of a ``fusible`` x."""
     return _RMSNorm.apply(x, weight, eps)
 
 
@@ -26,20 +49,94 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        r = (norm.square_() / x.shape[-1]).add_(eps).rsqrt_()
+        rows = x.view(-1, x.shape[-1])
+        y, r = torch.empty_like(rows), x.new_empty(len(rows))
+        _kernels().over_rows(_kernels().rms_norm, len(rows), rows, weight, eps, y, r)
         ctx.save_for_backward(x, weight, r)
-        return torch.mul(x, r).mul_(weight)
+        ctx.eps = eps
+        return y.view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, r = ctx.saved_tensors
-        dy, dim = grads[0], x.shape[-1]
-        product = torch.mul(x, dy).view(-1, dim)
-        dw = torch.mv(product.t(), r.view(-1))
-        along = torch.mv(product, weight).view(r.shape).mul_(r**3).div_(-dim)
-        dx = torch.mul(dy, weight).mul_(r).addcmul_(x, along)
-        return dx, dw, None
+        if torch.is_grad_enabled():
+            return *_differentiable(lambda x, w: F.rms_norm(x, w.shape, w, ctx.eps), (x, weight), grads[0]), None
+        native, rows = _kernels(), x.view(-1, x.shape[-1])
+        blocks = -(-len(rows) // native.BLOCK)
+        dx, dw = torch.empty_like(rows), x.new_empty(blocks, x.shape[-1])
+        native.over_rows(native.rms_norm_backward, blocks, rows, weight, r, grads[0].contiguous().view(rows.shape), dx, dw)
+        return dx.view(x.shape), dw.sum(0), None
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of a ``fusible`` (..., 2 F), gate first."""
+    return _SwiGLU.apply(gate_up)
+
+
+def plain_swiglu(gate_up: Tensor) -> Tensor:
+    """``swiglu`` of any tensor."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+class _SwiGLU(torch.autograd.Function):
+    """Keeps only its input; one pass computes the sigmoid again and writes both halves of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        rows = gate_up.view(-1, gate_up.shape[-1])
+        y = rows.new_empty(len(rows), rows.shape[1] // 2)
+        _kernels().over_rows(_kernels().swiglu, len(rows), rows, y)
+        return y.view(*gate_up.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gate_up,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable(plain_swiglu, (gate_up,), grads[0])
+        rows = gate_up.view(-1, gate_up.shape[-1])
+        out = torch.empty_like(rows)
+        _kernels().over_rows(_kernels().swiglu_backward, len(rows), rows, grads[0].contiguous().view(len(rows), -1), out)
+        return (out.view(gate_up.shape),)
+
+
+def split_and_turn(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, qk_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of a ``fusible`` qkv, the first two turned; arguments as of ``attention``.
+
+    Returns:
+        (B, H, T, D_qk), (B, K, T, D_qk) and (B, K, T, D_v)
+    """
+    return _SplitAndTurn.apply(qkv, cos, sin, heads, kv_heads, qk_dim)
+
+
+class _SplitAndTurn(torch.autograd.Function):
+    """The gradient is the rotation by the opposite angle, written where the fused projection wants it."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, *sizes: int) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        ctx.sizes = heads, kv_heads, qk_dim = sizes
+        rows, turned = qkv.view(-1, qkv.shape[-1]), (heads + kv_heads) * qk_dim
+        out = torch.empty_like(rows)
+        _kernels().over_rows(_kernels().turn, len(rows), rows, 0, cos, sin, heads + kv_heads, out, 0)
+        out[:, turned:] = rows[:, turned:]
+        return _split_heads(out.view(qkv.shape), heads, kv_heads, qk_dim)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (cos, sin), (heads, kv_heads, _) = ctx.saved_tensors, ctx.sizes
+        dq, dk, dv = (x.transpose(1, 2).flatten(2) for x in grads)
+        if torch.is_grad_enabled():
+            dq, dk = (rotate(x, cos, -sin).transpose(1, 2).flatten(2) for x in grads[:2])
+            return torch.cat([dq, dk, dv], dim=-1), *[None] * 5
+        out = cos.new_empty(*dq.shape[:2], dq.shape[2] + dk.shape[2] + dv.shape[2])
+        native, rows, start = _kernels(), out.view(-1, out.shape[2]), 0
+        for x, count in ((dq, heads), (dk, kv_heads)):
+            native.over_rows(native.turn, len(rows), x.contiguous().view(len(rows), -1), 0, cos, -sin, count, rows, start)
+            start += x.shape[2]
+        out[..., start:] = dv
+        return out, *[None] * 5
 
 
 def attention(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, qk_dim: int) -> Tensor:

@@ -34,7 +34,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():  # torch has no fused kernel for it on CPUs
+        if cpu.fusible(x) and self.weight.dtype == x.dtype:
             return cpu.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
@@ -48,5 +48,5 @@ class SwiGLU(nn.Module):
         self.down = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        gate_up = self.gate_up(x)
+        return self.down(cpu.swiglu(gate_up) if cpu.fusible(gate_up) else cpu.plain_swiglu(gate_up))
