@@ -293,7 +293,8 @@ def main(argv: Sequence[str]) -> int:
     if any(arg in ("-h", "--help") for arg in argv):
         print((__doc__ or "").strip())
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):  # explicitly: a shell starts background commands with Ctrl-C ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         folder = place(argv)
         print(f"everything goes to {folder}", flush=True)

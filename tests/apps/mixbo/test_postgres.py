@@ -1,5 +1,6 @@
 """Two studies at once on one PostgreSQL server. Skipped where no server is installed, or where it could only run as root."""
 
+import gc
 import os
 import pwd
 import shutil
@@ -77,3 +78,4 @@ def test_two_studies_at_once_decide_as_on_sqlite(server, tmp_path) -> None:
         found = list(pool.map(run, configs, [server] * 2, [tmp_path / "pg0", tmp_path / "pg1"]))
     assert found == [run(cfg, None, tmp_path / f"lite{cfg.seed}") for cfg in configs]
     assert found[0] != found[1] and len(found[0]) == 6
+    gc.collect()  # here, where its warning is expected
