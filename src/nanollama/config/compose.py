@@ -172,11 +172,14 @@ def _register_file(entry: Entry, group: str, name: str) -> str:
     return option if re.fullmatch(r"[\w./+-]+", option) else f"'{option}'"
 
 
-def register_experiments(entry: Entry) -> list[str]:
-    """Make every experiment file known to Hydra (for ``--help``); returns their names."""
+def register_experiments(entry: Entry) -> None:
+    """Make the names of all experiments known to Hydra (for ``--help``), without their contents, which it would copy again and again."""
+    from hydra.core.config_store import ConfigStore
+
     folder = ROOT / (entry.experiments or "")
-    files = sorted(folder.rglob("*.yaml")) if entry.experiments else []
-    return [_register_file(entry, "experiment", str(f.relative_to(folder).with_suffix(""))) for f in files]
+    for file in sorted(folder.rglob("*.yaml")) if entry.experiments else []:
+        group = "/".join(("experiment", *file.relative_to(folder).parent.parts))
+        ConfigStore.instance().store(group=group, name=file.stem, package="_global_", node={})
 
 
 def check_overrides(entry: Entry, overrides: Sequence[str]) -> None:
