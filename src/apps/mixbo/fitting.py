@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from .options import SurrogateConfig
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity
 class Fitted:
     """A kernel with its hyper-parameters, the noise variance (outputs,) in scaled units, and the scaling of the outputs."""
 
@@ -29,21 +28,19 @@ class Fitted:
     scale: Tensor
 
 
-def fit(x: Array, y: Array, dim: int, options: SurrogateConfig) -> Fitted:
-    """Fit rows x (n, dim + 3) and values y (n, outputs). The same data give the same fit; repeated calls cost nothing."""
-    return _fit(x.tobytes(), np.ascontiguousarray(y).tobytes(), len(x), y.shape[1], dim, options)
-
-
-@lru_cache(maxsize=64)
-def _fit(x: bytes, y: bytes, n: int, outputs: int, dim: int, options: SurrogateConfig) -> Fitted:
-    inputs = torch.as_tensor(np.frombuffer(x).reshape(n, dim + 3).copy())
-    values = torch.as_tensor(np.frombuffer(y).reshape(n, outputs).copy())
+def fit(x: Array, y: Array, dim: int, options: SurrogateConfig, start: Fitted | None = None) -> Fitted:
+    """Fit rows x (n, dim + 3) and values y (n, outputs), from the hyper-parameters of ``start`` if given, else from the priors' means."""
+    inputs, values = torch.as_tensor(x), torch.as_tensor(y)
     shift, scale = scaling(inputs, values, dim)
     floor = (options.noise_floor / scale).square()
     if options.kernel == "botorch":
-        return _botorch(inputs, values, shift, scale, dim)
-    kernel = SurrogateKernel(dim, outputs, options)
-    if n:
+        if len(x):
+            return _botorch(inputs, values, shift, scale, dim)
+        options = replace(options, kernel="product")  # BoTorch has no model of nothing
+    kernel = SurrogateKernel(dim, y.shape[1], options)
+    if start is not None:
+        kernel.load_state_dict(start.kernel.state_dict())
+    if len(x):
         _maximise(kernel, Inputs.of(inputs), ((values - shift) / scale).T, floor)
     with torch.no_grad():
         noise = floor + kernel.noise_sd().square()
@@ -96,7 +93,7 @@ def _maximise(kernel: SurrogateKernel, x: Inputs, y: Tensor, floor: Tensor) -> N
         return float(value), kernel.theta.grad.flatten().numpy().copy()
 
     bound = [(m - 6 * s, m + 6 * s) for m, s in zip(kernel.theta_prior.loc.tolist(), kernel.theta_prior.scale.tolist(), strict=True)]
-    options = {"maxiter": priors.ITERATIONS}
+    options = {"maxiter": priors.ITERATIONS, "ftol": priors.TOLERANCE}
     best = minimize(loss, start.flatten().numpy(), jac=True, method="L-BFGS-B", bounds=bound * len(start), options=options)
     with torch.no_grad():
         kernel.theta.copy_(torch.as_tensor(best.x).reshape(start.shape))

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from gpytorch.kernels import Kernel
 from gpytorch.priors import NormalPrior
+from numpy.typing import NDArray
 from torch import Tensor
 
 from . import priors
+from .assemble import Where, assemble
 from .options import SurrogateConfig
 from .priors import Prior
 
+Ints = NDArray[np.int64]
 RUN = -1  # column
 
 
@@ -48,40 +52,45 @@ def rbf(square: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows as different mixtures (U, K), different fidelities (V, 2), which of each every row is, and the rows' run ids.
+    """Rows as different mixtures (U, K), different fidelities (V, 2), which of each every row is, and the rows' runs.
 
     A learning curve repeats its mixture at every checkpoint and a grid repeats both, so U and V are far below the number of rows.
     """
 
     mixtures: Tensor
     fidelities: Tensor
-    mixture: Tensor  # (n,)
-    fidelity: Tensor  # (n,)
-    run: Tensor  # (n,)
+    mixture: Ints  # (n,)
+    fidelity: Ints  # (n,)
+    run: Ints  # (n,), -1: none in particular
 
     @classmethod
     def of(cls, x: Tensor) -> Inputs:
         """Take rows (n, K + 3) apart."""
         mixtures, mixture = torch.unique(x[:, :-3], dim=0, return_inverse=True)
         fidelities, fidelity = torch.unique(x[:, -3:-1], dim=0, return_inverse=True)
-        return cls(mixtures, fidelities, mixture, fidelity, x[:, RUN])
+        return cls(mixtures, fidelities, mixture.numpy(), fidelity.numpy(), x[:, RUN].numpy().astype(np.int64))
 
-    def by_mixture(self, factor: Tensor, other: Inputs) -> Tensor:
-        """Spread (..., U, U') over the rows: (..., n, q)."""
-        return _spread(factor, self.mixture, other.mixture)
+    @classmethod
+    def product(cls, mixtures: Tensor, fidelities: Tensor) -> Inputs:
+        """Every mixture at every fidelity, mixtures varying slowest, of no particular run."""
+        u, v = len(mixtures), len(fidelities)
+        return cls(mixtures, fidelities, np.repeat(np.arange(u), v), np.tile(np.arange(v), u), np.full(u * v, -1))
 
-    def by_fidelity(self, factor: Tensor, other: Inputs) -> Tensor:
-        """Spread (..., V, V') over the rows: (..., n, q)."""
-        return _spread(factor, self.fidelity, other.fidelity)
+    def __len__(self) -> int:
+        return len(self.run)
 
+    def __getitem__(self, index: slice | Ints) -> Inputs:
+        return Inputs(self.mixtures, self.fidelities, self.mixture[index], self.fidelity[index], self.run[index])
 
-def _spread(factor: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    if not factor.requires_grad:
-        return factor[..., rows, :].index_select(-1, columns)
-    # The gradient of indexing adds one element at a time; that of a product with indicator matrices is a product.
-    left = torch.nn.functional.one_hot(rows, factor.shape[-2]).to(factor.dtype)
-    right = torch.nn.functional.one_hot(columns, factor.shape[-1]).to(factor.dtype)
-    return left @ factor @ right.T
+    @property
+    def where(self) -> Where:
+        """Which mixture, fidelity and run each row is of."""
+        return self.mixture, self.fidelity, self.run
+
+    def rows(self) -> Tensor:
+        """(n, K + 3)."""
+        run = torch.as_tensor(self.run).to(self.mixtures.dtype)[:, None]
+        return torch.cat((self.mixtures[self.mixture], self.fidelities[self.fidelity], run), dim=1)
 
 
 class SurrogateKernel(Kernel):
@@ -139,19 +148,19 @@ class SurrogateKernel(Kernel):
     def covariance(self, a: Inputs, b: Inputs, contrast: bool = False) -> Tensor:
         """(outputs, n, q). ``contrast``: of the mixture part alone, without what all mixtures share at a fidelity or a run's offset.
 
-        Each factor is computed once per pair of *different* mixtures or fidelities, then spread over the rows.
+        Each factor is computed once per pair of *different* mixtures or fidelities.
         """
-        shared, factors = self._fidelity_factors(a.fidelities, b.fidelities)
+        common, factors = self._fidelity_factors(a.fidelities, b.fidelities)
+        shape = len(self.theta), len(a.fidelities), len(b.fidelities)
+        nothing = torch.zeros(shape, dtype=self.theta.dtype)
+        shared, offset = (nothing, nothing) if contrast else (common, self._run_offset(a.fidelities, b.fidelities))
         w1, w2 = embed(a.mixtures, self.options.embedding), embed(b.mixtures, self.options.embedding)
-        total = None if contrast else a.by_fidelity(shared, b) + self._run_offset(a, b)
-        if self.options.kernel in ("joint", "flops"):
-            parts = [self._joint(a, w1, b, w2)]
-        else:
-            parts = [a.by_mixture(m, b) * a.by_fidelity(f, b) for m, f in zip(self._mixture_factors(w1, w2), factors, strict=True)]
-        for part in parts:
-            total = part if total is None else total + part
-        assert total is not None
-        return total
+        mixture = self._mixture_factors(w1, w2)
+        if self.options.kernel not in ("joint", "flops"):
+            return assemble(mixture, factors, shared, offset, a.where, b.where)
+        square = assemble(mixture, torch.ones_like(factors), factors[0], nothing, a.where, b.where)
+        part = (2 * self._part("amplitude")).exp() * matern52(square)
+        return part + assemble(mixture[:0], factors[:0], shared, offset, a.where, b.where)
 
     def _part(self, name: str) -> Tensor:
         """(outputs, 1, entries) of the unconstrained parameters."""
@@ -162,38 +171,30 @@ class SurrogateKernel(Kernel):
         common = self._part("length")
         return (common + self._part("domain") if self.dim <= priors.ARD_UP_TO else common).exp()
 
-    def _mixture_factors(self, w1: Tensor, w2: Tensor) -> list[Tensor]:
-        """One correlation over mixtures per shared function, each (outputs, n, q)."""
+    def _mixture_factors(self, w1: Tensor, w2: Tensor) -> Tensor:
+        """(terms, outputs, U, U'): a correlation over mixtures per shared function; squared distances for the joint kernels."""
         length = self._mixture_length()
-        first = matern52(squared_distance(w1 / length, w2 / length))
-        if self.options.kernel == "product":
-            return [first]
-        length = length * self._part("length_2").exp()
-        return [first, matern52(squared_distance(w1 / length, w2 / length))]
-
-    def _fidelity_factors(self, f1: Tensor, f2: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What all mixtures share (trend and level), and the factor of each mixture correlation, all (outputs, n, q)."""
-        length = self._part("fidelity_length").exp()
-        near = rbf(squared_distance(f1 / length, f2 / length))
-        shared = self._trend(f1, f2) + (2 * self._part("level")).exp() * near
-        if self.options.kernel == "product":
-            return shared, [(2 * self._part("amplitude")).exp() * near]
+        first = squared_distance(w1 / length, w2 / length)
         if self.options.kernel != "lmc":
-            return shared, []
+            return (matern52(first) if self.options.kernel == "product" else first)[None]
+        length = length * self._part("length_2").exp()
+        return torch.stack((matern52(first), matern52(squared_distance(w1 / length, w2 / length))))
+
+    def _fidelity_factors(self, f1: Tensor, f2: Tensor) -> tuple[Tensor, Tensor]:
+        """What all mixtures share (trend and level), (outputs, V, V'), and the factor of each mixture term, (terms, outputs, V, V')."""
+        length = self._part("fidelity_length").exp()
+        square = squared_distance(f1 / length, f2 / length)
+        near = rbf(square)
+        shared = self._trend(f1, f2) + (2 * self._part("level")).exp() * near
         free = (2 * self._part("amplitude")).exp() * near
-        common = self._part("common")[..., 0]
-        return shared, [free + self._loading("drift", common, f1, f2), self._loading("loading_2", 0.0, f1, f2)]
+        if self.options.kernel == "lmc":
+            common = self._part("common")[..., 0]
+            return shared, torch.stack((free + self._loading("drift", common, f1, f2), self._loading("loading_2", 0.0, f1, f2)))
+        return shared, (free if self.options.kernel == "product" else square)[None]
 
-    def _joint(self, a: Inputs, w1: Tensor, b: Inputs, w2: Tensor) -> Tensor:
-        length, scale = self._mixture_length(), self._part("fidelity_length").exp()
-        square = a.by_mixture(squared_distance(w1 / length, w2 / length), b)
-        square = square + a.by_fidelity(squared_distance(a.fidelities / scale, b.fidelities / scale), b)
-        return (2 * self._part("amplitude")).exp() * matern52(square)
-
-    def _run_offset(self, a: Inputs, b: Inputs) -> Tensor:
-        same = (a.run.unsqueeze(-1) == b.run.unsqueeze(-2)) & (a.run.unsqueeze(-1) >= 0)
-        along = (a.fidelities[:, 1].unsqueeze(-1) - b.fidelities[:, 1].unsqueeze(-2)) / priors.RUN_LENGTH
-        return (2 * self._part("run")).exp() * (same * a.by_fidelity(torch.exp(-0.5 * along.square()), b))
+    def _run_offset(self, f1: Tensor, f2: Tensor) -> Tensor:
+        along = (f1[:, 1].unsqueeze(-1) - f2[:, 1].unsqueeze(-2)) / priors.RUN_LENGTH
+        return (2 * self._part("run")).exp() * torch.exp(-0.5 * along.square())
 
     def _loading(self, name: str, at_target: Tensor | float, f1: Tensor, f2: Tensor) -> Tensor:
         """l(x) l(x'), (outputs, n, q), of l(x) = a0 + a1 (1 - s) + a2 (1 - t) with a0 = ``at_target``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,29 +36,47 @@ def observations(problem: Problem, records: Sequence[Record], thinning: tuple[in
 
     ``thinning``: at most how many checkpoints per run, and the ratio between their steps.
     """
-    x, y, pending = [], [], []
+    seen, y, pending = _Rows(), [], _Rows()
     most, ratio = thinning
     for run in runs(records):
-        size, identity = problem.fidelities.index(run.model_size), run.numbers[0]
-        weights = np.array(run.weights)
-        kept = _thin([step for step, _ in run.curve], most, ratio)
+        where = np.array(run.weights), problem.fidelities.index(run.model_size), run.numbers[0]
         values = dict(run.curve)
-        for step in kept:
-            x.append(rows(problem, weights, size, step, identity))
+        for step in _thin([step for step, _ in run.curve], most, ratio):
+            seen.add(*where, step)
             y.append(values[step])
         if run.running:
             for step in _still_to_come(problem, run):
-                pending.append(rows(problem, weights, size, step, identity))
+                pending.add(*where, step)
     if problem.surrogate.failed == "penalise":
-        for row, value in _penalties(problem, records):
-            x.append(row)
-            y.append(value)
-    width, outputs = problem.space.dim + 3, len(problem.metric.outputs)
+        for record, worst in _penalties(problem, records):
+            seen.add(np.array(record.weights), problem.fidelities.index(record.model_size), record.number, record.steps)
+            y.append(worst)
     return Observations(
-        x=np.vstack(x) if x else np.empty((0, width)),
-        y=np.array(y, dtype=float).reshape(-1, outputs),
-        pending=np.vstack(pending) if pending else np.empty((0, width)),
+        x=seen.inputs(problem),
+        y=np.array(y, dtype=float).reshape(-1, len(problem.metric.outputs)),
+        pending=pending.inputs(problem),
     )
+
+
+@dataclass
+class _Rows:
+    """Rows of inputs in the making."""
+
+    weights: list[Array] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    runs: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+
+    def add(self, weights: Array, size: int, run: int, step: int) -> None:
+        self.weights.append(weights)
+        self.sizes.append(size)
+        self.runs.append(run)
+        self.steps.append(step)
+
+    def inputs(self, problem: Problem) -> Array:
+        if not self.weights:
+            return np.empty((0, problem.space.dim + 3))
+        return rows(problem, np.array(self.weights), np.array(self.sizes), np.array(self.steps, dtype=float), np.array(self.runs))
 
 
 def _coordinates(problem: Problem, size: NDArray[np.int64] | int, steps: Array | float) -> tuple[Array, Array]:
@@ -81,8 +99,8 @@ def _still_to_come(problem: Problem, run: Run) -> list[int]:
     return [step for step in (*problem.fidelities.steps, run.ends) if seen < step <= run.ends][-2:]
 
 
-def _penalties(problem: Problem, records: Sequence[Record]) -> list[tuple[Array, tuple[float, ...]]]:
-    """Each failed trial as the worst value any trial showed at that size and step (or at all, where none did)."""
+def _penalties(problem: Problem, records: Sequence[Record]) -> list[tuple[Record, tuple[float, ...]]]:
+    """Each failed trial with the worst value any trial showed at that size and step (or at all, where none did)."""
     seen: list[tuple[tuple[str, int], tuple[float, ...]]] = [
         ((record.model_size, step), values) for record in records if record.status != "failed" for step, values in record.curve
     ]
@@ -90,7 +108,5 @@ def _penalties(problem: Problem, records: Sequence[Record]) -> list[tuple[Array,
     for record in records:
         if record.status == "failed" and seen:
             near = [values for key, values in seen if key == (record.model_size, record.steps)] or [values for _, values in seen]
-            worst = max(near, key=lambda values: float(problem.metric.objective(values)))
-            row = rows(problem, np.array(record.weights), problem.fidelities.index(record.model_size), record.steps, record.number)
-            found.append((row, worst))
+            found.append((record, max(near, key=lambda values: float(problem.metric.objective(values)))))
     return found

@@ -97,12 +97,12 @@ def promising(problem: Problem, surrogate: Surrogate, records: Sequence[Record],
 
 def target_posterior(problem: Problem, surrogate: Surrogate, weights: Array) -> tuple[Array, Array]:
     """Mean and sd (n,) of the mixture part of the objective at the target: fit for comparing mixtures, not for its level."""
-    basis = surrogate.basis(at_target(problem, weights), contrast=True)
+    basis = surrogate.at_target(weights, contrast=True)
     return basis.mean, np.sqrt(surrogate.variance(basis))
 
 
 def _bound(problem: Problem, surrogate: Surrogate, optimism: float, weights: Array) -> Array:
     if optimism == 0.0:
-        return surrogate.mean(at_target(problem, weights))
+        return surrogate.mean_at_target(weights)
     mean, sd = target_posterior(problem, surrogate, weights)
     return mean - optimism * sd

@@ -40,3 +40,4 @@ NOISE = Prior(log(0.02), 1.0)  # sd of one evaluation, above the floor
 TREND_SD = 10.0  # coefficients of the trend, integrated out: nearly flat
 LAW_EXPONENT = Prior(log(1.0), 0.5)  # exponents times the log range of size or step: .34 * log(50) = 1.3, .28 * log(16) = .8
 ITERATIONS = 60  # of L-BFGS; the posterior of the hyper-parameters is flat long before
+TOLERANCE = 1e-6  # relative, of the log posterior (hundreds to thousands of nats): the next .001 nats change no decision

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .pool import at_target, descend, promising, tested
+from .pool import descend, promising, tested
 from .problem import Problem
 from .records import Record, same
 from .surrogate import Surrogate, condition
@@ -60,7 +60,7 @@ def recommend(problem: Problem, records: Sequence[Record]) -> Recommendation | N
 
 def difference(problem: Problem, surrogate: Surrogate, weights: Array, baseline: Array) -> tuple[Array, Array]:
     """Mean and sd (n,) of f(baseline) - f(w) at the target: positive where w is predicted to be better."""
-    basis, reference = surrogate.basis(at_target(problem, weights)), surrogate.basis(at_target(problem, baseline[None]))
+    basis, reference = surrogate.at_target(weights), surrogate.at_target(baseline[None])
     variance = surrogate.variance(basis) + surrogate.variance(reference) - 2 * surrogate.covariance(basis, reference)[:, 0]
     return reference.mean[0] - basis.mean, np.sqrt(np.maximum(variance, 0.0))
 
@@ -70,12 +70,12 @@ def _baseline(problem: Problem, surrogate: Surrogate, records: Sequence[Record])
     name = problem.fidelities.sizes[size]
     there = [np.array(r.weights) for r in records if r.status == "ok" and r.model_size == name and any(s == step for s, _ in r.curve)]
     if there:
-        return there[int(np.argmin(surrogate.mean(at_target(problem, np.array(there)))))]
+        return there[int(np.argmin(surrogate.mean_at_target(np.array(there))))]
     corner = best_corner(problem, records)
     if corner is not None:
         return corner
     known = tested(records)
-    return known[int(np.argmin(surrogate.mean(at_target(problem, known))))]
+    return known[int(np.argmin(surrogate.mean_at_target(known)))]
 
 
 def untested_fallback(problem: Problem, records: Sequence[Record]) -> Array | None:
@@ -107,7 +107,7 @@ def best_corner(problem: Problem, records: Sequence[Record]) -> Array | None:
 
 
 def _answer(problem: Problem, surrogate: Surrogate, records: Sequence[Record], best: Array, baseline: Array) -> Recommendation:
-    basis = surrogate.basis(at_target(problem, best[None]))
+    basis = surrogate.at_target(best[None])
     mean, sd = float(basis.mean[0]), float(surrogate.variance(basis)[0]) ** 0.5
     ends = sorted(problem.metric.own_units(value) for value in (mean - Z95 * sd, mean + Z95 * sd))
     gain, gain_sd = difference(problem, surrogate, best[None], baseline)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .fitting import Fitted, fit
-from .kernels import Inputs, SurrogateKernel
+from .kernels import Inputs, Ints, SurrogateKernel
 from .observations import observations, rows
 from .problem import Problem
 from .records import Record, finished
@@ -25,20 +26,20 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Basis:
-    """Rows of inputs (q, K + 3) with their whitened cross-covariances (outputs, n, q), and the posterior mean there (q,).
+    """q inputs with their whitened cross-covariances (outputs, n, q), and the posterior mean there (q,).
 
     ``contrast``: of the mixture part of the objective alone. What all mixtures share at a fidelity does not say which is best, is
     learned from the first runs there, and would drown every difference at a size not yet seen: then nothing would be worth
     running there, and a study would stay at small sizes for ever.
     """
 
-    x: Tensor
+    inputs: Inputs
     half: Tensor
     mean: Array
     contrast: bool = False
 
     def __getitem__(self, index: slice) -> Basis:
-        return Basis(self.x[index], self.half[..., index], self.mean[index], self.contrast)
+        return Basis(self.inputs[index], self.half[..., index], self.mean[index], self.contrast)
 
 
 class Surrogate:
@@ -54,12 +55,12 @@ class Surrogate:
         self._condition(torch.as_tensor(x), targets)
         if len(pending):
             inputs = torch.as_tensor(pending)
-            self._condition(torch.cat((self._x, inputs)), torch.cat((targets, self._latent_mean(self._against(inputs))), dim=-1))
+            self._condition(torch.cat((self._inputs.rows(), inputs)), torch.cat((targets, self._latent_mean(Inputs.of(inputs))), dim=-1))
 
     @property
     def n(self) -> int:
         """Number of observations, pending ones included."""
-        return len(self._x)
+        return len(self._inputs)
 
     @property
     def noise_variance(self) -> float:
@@ -67,23 +68,29 @@ class Surrogate:
         return float((self._weights.square() * self._noise).sum())
 
     def basis(self, x: Array, contrast: bool = False) -> Basis:
-        """Prepare rows for variances and covariances."""
-        inputs = torch.as_tensor(x)
-        return self._whitened(inputs, self._against(inputs, contrast), contrast)
+        """Prepare rows (q, K + 3) of no particular run for variances and covariances."""
+        return self._whitened(Inputs.of(torch.as_tensor(x)), contrast)
 
-    def grid(self, mixtures: Array, sizes: NDArray[np.int64], steps: Array, contrast: bool = True) -> Basis:
+    def grid(self, mixtures: Array, sizes: Ints, steps: Array, contrast: bool = True) -> Basis:
         """``basis`` of every mixture (q, K) at every fidelity (f,), mixtures varying slowest: (q f) rows."""
-        w = np.repeat(mixtures, len(sizes), axis=0)
-        return self.basis(rows(self.problem, w, np.tile(sizes, len(mixtures)), np.tile(steps, len(mixtures))), contrast)
+        return self._whitened(self._product(mixtures, sizes, steps), contrast)
+
+    def at_target(self, mixtures: Array, contrast: bool = False) -> Basis:
+        """``basis`` of mixtures (q, K) at the target."""
+        return self._whitened(self._product(mixtures, *self._target()), contrast)
 
     def mean(self, x: Array) -> Array:
         """(q,) posterior mean only: cheap."""
-        return self._objective(self._latent_mean(self._against(torch.as_tensor(x))))
+        return self._objective(self._latent_mean(Inputs.of(torch.as_tensor(x))))
+
+    def mean_at_target(self, mixtures: Array) -> Array:
+        """``mean`` of mixtures (q, K) at the target."""
+        return self._objective(self._latent_mean(self._product(mixtures, *self._target())))
 
     def variance(self, basis: Basis) -> Array:
         """(q,) posterior variance of the noise-free objective."""
         with torch.no_grad():
-            prior = self._prior_between(basis.x, basis.x, basis.contrast)
+            prior = self._prior_of_pairs(basis.inputs, basis.inputs, basis.contrast)
             each = (prior - basis.half.square().sum(dim=-2)).clamp_min(1e-12)
             return (self._weights.square() @ each).numpy()
 
@@ -92,70 +99,92 @@ class Surrogate:
         assert a.contrast == b.contrast
         square = self._weights.square()
         with torch.no_grad():
-            prior = torch.tensordot(square, self._cross(a.x, b.x, a.contrast), dims=1)
+            prior = torch.tensordot(square, self._cross(a.inputs, b.inputs, a.contrast), dims=1)
             left = (a.half * self._weights[:, None, None]).flatten(0, 1)
             right = (b.half * self._weights[:, None, None]).flatten(0, 1)
             return (prior - left.T @ right).numpy()
 
-    def paired_covariance(self, a: Basis, b: Basis, index: NDArray[np.int64]) -> Array:
+    def paired_covariance(self, a: Basis, b: Basis, index: Ints) -> Array:
         """(q,) covariance of each row of a with row ``index[q]`` of b, which must be the same mixture at another fidelity."""
         square = self._weights.square()
         with torch.no_grad():
-            prior = self._prior_between(a.x, b.x[index], a.contrast)
+            prior = self._prior_of_pairs(a.inputs, b.inputs[index], a.contrast)
             shared = torch.einsum("moq,moq->mq", a.half, b.half[..., index])
             return (square @ (prior - shared)).numpy()
 
+    def _target(self) -> tuple[Ints, Array]:
+        size, step = self.problem.fidelities.target
+        return np.array([size]), np.array([float(step)])
+
+    def _product(self, mixtures: Array, sizes: Ints, steps: Array) -> Inputs:
+        fidelities = rows(self.problem, np.zeros((len(sizes), 0)), sizes, steps)[:, :2]
+        return Inputs.product(torch.as_tensor(mixtures), torch.as_tensor(fidelities))
+
     def _condition(self, x: Tensor, y: Tensor) -> None:
-        self._x, self._taken_apart = x, Inputs.of(x)
+        self._inputs = Inputs.of(x)
         with torch.no_grad():
-            covariance = self._cross(x, x) + torch.diag_embed(self._noise[:, None].expand(-1, len(x)))
+            covariance = self._cross(self._inputs, self._inputs) + torch.diag_embed(self._noise[:, None].expand(-1, len(x)))
             self._cholesky = torch.linalg.cholesky(covariance)
             self._alpha = torch.cholesky_solve(y.unsqueeze(-1), self._cholesky)
 
-    def _against(self, x: Tensor, contrast: bool = False) -> Tensor:
-        """(outputs, n, q) prior covariance of the observations with rows x."""
-        if not isinstance(self._kernel, SurrogateKernel):
-            return self._cross(self._x, x)
-        with torch.no_grad():
-            return self._kernel.covariance(self._taken_apart, Inputs.of(x), contrast)
-
-    def _cross(self, x1: Tensor, x2: Tensor, contrast: bool = False) -> Tensor:
+    def _cross(self, a: Inputs, b: Inputs, contrast: bool = False) -> Tensor:
+        """(outputs, len(a), len(b)) prior covariance."""
         with torch.no_grad():
             if isinstance(self._kernel, SurrogateKernel):
-                return self._kernel.forward(x1, x2, contrast=contrast)
-            return self._kernel(x1[..., :-1], x2[..., :-1]).to_dense()  # a kernel of BoTorch: no runs, no contrast
+                return self._kernel.covariance(a, b, contrast)
+            return self._kernel(a.rows()[:, :-1], b.rows()[:, :-1]).to_dense()  # a kernel of BoTorch: no runs, no contrast
 
-    def _prior_between(self, a: Tensor, b: Tensor, contrast: bool) -> Tensor:
-        """(outputs, q) prior covariance of each row of a with the same row of b, of the same mixture.
+    def _prior_of_pairs(self, a: Inputs, b: Inputs, contrast: bool) -> Tensor:
+        """(outputs, q) prior covariance of each row of a with the same row of b, of the same mixture and no particular run.
 
-        Every kernel here is stationary in the mixture, so one row per pair of fidelities will do.
+        Every kernel here is stationary in the mixture, so one mixture will do.
         """
-        pairs = torch.cat((a[:, -3:-1], b[:, -3:-1], (a[:, -1:] >= 0).to(a.dtype)), dim=-1)
-        unique, inverse = torch.unique(pairs, dim=0, return_inverse=True)
-        first = torch.empty(len(unique), dtype=torch.long).scatter_(0, inverse.flip(0), torch.arange(len(pairs)).flip(0))
-        both = torch.cat((a[first, :-3], b[first, -3:]), dim=-1)  # the mixture of a with the fidelity of b
-        return self._cross(a[first], both, contrast).diagonal(dim1=-1, dim2=-2)[..., inverse]
+        one = a.mixtures[:1]
+        table = self._cross(Inputs.product(one, a.fidelities), Inputs.product(one, b.fidelities), contrast)
+        return table[..., a.fidelity, b.fidelity]
 
-    def _latent_mean(self, cross: Tensor) -> Tensor:
+    def _latent_mean(self, at: Inputs) -> Tensor:
+        return self._mean_from(self._cross(self._inputs, at))
+
+    def _mean_from(self, cross: Tensor) -> Tensor:
         return (cross.transpose(-1, -2) @ self._alpha).squeeze(-1)
 
     def _objective(self, latent: Tensor) -> Array:
         return (self._weights @ latent).numpy() + self._constant
 
-    def _whitened(self, inputs: Tensor, cross: Tensor, contrast: bool) -> Basis:
+    def _whitened(self, at: Inputs, contrast: bool) -> Basis:
+        assert not len(at) or at.run.max() < 0
+        cross = self._cross(self._inputs, at, contrast)
         with torch.no_grad():
             half = torch.linalg.solve_triangular(self._cholesky, cross, upper=False)
-            return Basis(inputs, half, self._objective(self._latent_mean(cross)), contrast)
+        return Basis(at, half, self._objective(self._mean_from(cross)), contrast)
 
 
 def condition(problem: Problem, records: Sequence[Record]) -> Surrogate:
-    """The surrogate given all records, with the hyper-parameters of the last multiple of ``refit`` finished trials."""
-    period, checkpoints = problem.surrogate.refit, problem.surrogate.checkpoints
-    done = finished(records)
-    kept = done[: len(done) // period * period]
-    fewer = (checkpoints + 1) // 2, 4.0  # same reach along the curve with half the points: the fit costs n^3 at every iteration
-    x, y, _ = arrays(problem, kept, fewer)
-    return Surrogate(problem, *arrays(problem, records, (checkpoints, 2.0)), fit(x, y, problem.space.dim, problem.surrogate))
+    """The surrogate given all records, with the hyper-parameters of the last multiple of ``refit`` finished trials.
+
+    Asking again with the same records costs nothing.
+    """
+    return _condition(problem, tuple(records))
+
+
+@lru_cache(maxsize=4)
+def _condition(problem: Problem, records: tuple[Record, ...]) -> Surrogate:
+    period, done = problem.surrogate.refit, tuple(finished(records))
+    links = list(range(period, len(done) + 1, period)) or [0]
+    fitted = None
+    for count in links[-1:] if problem.surrogate.kernel == "botorch" else links:  # BoTorch starts from its own initial values
+        fitted = _refit(problem, done[:count], fitted)
+    assert fitted is not None
+    return Surrogate(problem, *arrays(problem, records, (problem.surrogate.checkpoints, 2.0)), fitted)
+
+
+@lru_cache(maxsize=1024)
+def _refit(problem: Problem, records: tuple[Record, ...], start: Fitted | None) -> Fitted:
+    """One link of the chain of fits, each from where the one before it ended: a few steps instead of dozens, and still a pure function."""
+    fewer = (problem.surrogate.checkpoints + 1) // 2, 4.0  # same reach along the curve with half the points: a fit costs n^3 at every step
+    x, y, _ = arrays(problem, records, fewer)
+    return fit(x, y, problem.space.dim, problem.surrogate, start)
 
 
 def arrays(problem: Problem, records: Sequence[Record], thinning: tuple[int, float]) -> tuple[Array, Array, Array]:

@@ -77,7 +77,7 @@ def test_defect_3_a_fidelity_independent_of_the_target_is_worth_nothing(monkeypa
         kernel.theta[:, kernel.layout["fidelity_length"]] = np.log(0.01)  # no fidelity says anything about another
     apart = type(grid.surrogate)(posed, *_data(posed, grid.records), _fitted(grid))
     basis = apart.grid(grid.mixtures, grid.sizes, grid.steps)
-    targets = apart.basis(grid.targets.x.numpy(), contrast=True)
+    targets = apart.basis(grid.targets.inputs.rows().numpy(), contrast=True)
     gains = knowledge_gradient(replace(grid, surrogate=apart, basis=basis, targets=targets))
     other = (grid.sizes < 2) | (grid.steps < 8000)
     assert gains[:, other].max() < 1e-12 and gains[:, ~other].max() > 1e-6

@@ -19,7 +19,7 @@ from src.apps.mixbo.kernels import Inputs, SurrogateKernel
 from src.apps.mixbo.observations import observations, rows
 from src.apps.mixbo.pool import at_target
 from src.apps.mixbo.records import Record, runs
-from src.apps.mixbo.surrogate import arrays, condition
+from src.apps.mixbo.surrogate import Surrogate, arrays, condition
 
 KERNELS = ("lmc", "product", "joint", "flops")
 MIXTURES = np.random.default_rng(5).dirichlet(np.ones(3), 6)
@@ -31,9 +31,9 @@ def test_posterior_equals_gpytorch(kernel: str, outputs: int) -> None:
     objective = simulator(outputs=outputs)
     posed = problem(objective, surrogate={"kernel": kernel})
     records = spread_out(objective, {"20M": 5, "150M": 3})
-    x, y, _ = arrays(posed, records, (5, 2.0))
+    x, y, pending = arrays(posed, records, (5, 2.0))
     fitted = fit(*arrays(posed, records, (3, 4.0))[:2], 3, posed.surrogate)
-    surrogate = condition(posed, records)
+    surrogate = Surrogate(posed, x, y, pending, fitted)
     query = rows(posed, MIXTURES, np.array([0, 1, 2, 2, 1, 0]), np.array([8000.0, 2000, 8000, 4000, 4000, 2000]))
     basis = surrogate.basis(query)
     mean, covariance = np.zeros(len(query)), np.zeros((len(query), len(query)))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..cost import charged, flops
-from ..pool import at_target, is_known, promising, spread, tested
+from ..pool import is_known, promising, spread, tested
 from ..problem import Problem
-from ..records import Record, runs, same
+from ..records import Record, Run, runs
 from ..surrogate import Basis, Surrogate, condition
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Tried = TypeVar("Tried", Record, Run)
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ def build(problem: Problem, records: Sequence[Record], rng: np.random.Generator,
     return Grid(
         problem, records, surrogate, mixtures, sizes, steps,
         basis=surrogate.grid(mixtures, sizes, steps),
-        there=surrogate.basis(at_target(problem, mixtures), contrast=True),
-        targets=surrogate.basis(at_target(problem, pool[targets]), contrast=True),
+        there=surrogate.at_target(mixtures, contrast=True),
+        targets=surrogate.at_target(pool[targets], contrast=True),
         added_cf=added, parent_cf=parent, allowed_cf=allowed,
     )  # fmt: skip
 
@@ -91,7 +93,7 @@ def build(problem: Problem, records: Sequence[Record], rng: np.random.Generator,
 def _with_tested(problem: Problem, mixtures: Array, seen: Array, surrogate: Surrogate) -> Array:
     """Add the best tested mixtures, so that a promising run can be continued or repeated at a larger size; drop repetitions."""
     if len(seen):
-        order = np.argsort(surrogate.mean(at_target(problem, seen)), kind="stable")[: problem.strategy.candidates // 4]
+        order = np.argsort(surrogate.mean_at_target(seen), kind="stable")[: problem.strategy.candidates // 4]
         mixtures = np.vstack([seen[order], mixtures])
     _, first = np.unique(np.round(mixtures, 9), axis=0, return_index=True)
     return mixtures[np.sort(first)]
@@ -103,23 +105,27 @@ def _trials(
     """Added FLOPs, trial to continue (-1: none) and permission of every candidate, each (C, F)."""
     shape = len(mixtures), len(sizes)
     reached, parent, allowed = np.zeros(shape), np.full(shape, -1), np.ones(shape, dtype=bool)
-    for run in runs(records):
+    for run, c in _among(mixtures, runs(records)):
         same_size = sizes == problem.fidelities.index(run.model_size)
-        for c in [c for c in range(len(mixtures)) if same(mixtures[c], run.weights)]:
-            if run.running:
-                allowed[c, same_size] = False
-                continue
-            allowed[c, same_size & (steps <= run.reached)] = False
-            further = same_size & (steps > run.reached) & (run.reached > reached[c])
-            if problem.cost.continuation:
-                reached[c, further], parent[c, further] = run.reached, run.last
-    for record in records:
-        if record.status == "failed":
-            hit = [c for c in range(len(mixtures)) if same(mixtures[c], record.weights)]
-            for c in hit:
-                allowed[c, sizes == problem.fidelities.index(record.model_size)] = False
+        if run.running:
+            allowed[c, same_size] = False
+            continue
+        allowed[c, same_size & (steps <= run.reached)] = False
+        further = same_size & (steps > run.reached) & (run.reached > reached[c])
+        if problem.cost.continuation:
+            reached[c, further], parent[c, further] = run.reached, run.last
+    for record, c in _among(mixtures, [record for record in records if record.status == "failed"]):
+        allowed[c, sizes == problem.fidelities.index(record.model_size)] = False
     if problem.table is not None:
         for c, w in enumerate(mixtures):
             for f in range(shape[1]):
                 allowed[c, f] &= problem.available(w.tolist(), problem.fidelities.sizes[int(sizes[f])], int(steps[f]))
     return flops(problem, sizes, steps, reached), parent, allowed
+
+
+def _among(mixtures: Array, tried: Sequence[Tried]) -> list[tuple[Tried, int]]:
+    """Each of ``tried`` that has one of the (C, K) mixtures, with the index of that mixture."""
+    if not tried:
+        return []
+    apart = np.abs(np.array([one.weights for one in tried])[:, None, :] - mixtures).max(axis=2)
+    return [(tried[i], int(c)) for i, c in zip(*np.nonzero(apart <= 1e-6), strict=True)]
