@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from src.nanollama.checkpoint.store import load, numbered
-from src.nanollama.config import ConfigError, compose
+from src.nanollama.config import ConfigError, compose, quoted
 from src.nanollama.distributed import Ranks, pick_device
 from src.nanollama.model.transformer import Transformer
 
@@ -54,7 +54,7 @@ def open_trained(cfg: InspectConfig) -> Trained:
     run = path.parent.parent
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"checkpoint={path}: {run}/config.yaml, which says what was trained, is missing")
-    trained: GssmConfig = compose(TRAIN, [f"config='{(run / 'config.yaml').resolve()}'"])
+    trained: GssmConfig = compose(TRAIN, [f"config={quoted((run / 'config.yaml').resolve())}"])
     tables = kernels.draw(graph.build(trained.gssm, trained.alpha_X, trained.alpha_Z), trained.graph_seed)
     exact = Filter(tables)
     device = pick_device(cfg.device)

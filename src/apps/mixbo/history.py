@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from src.nanollama.config import write_text
+
 from .folder import HISTORY, read_history
 from .problem import Problem
 from .recommend import Recommendation, recommend
@@ -54,7 +56,7 @@ class History:
 
     def _rewrite(self) -> IO[str]:
         """Leaves out a torn tail, so that the next line does not hang on it."""
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
         return self._path.open("a", buffering=1)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from src.nanollama.config import write_json
+from src.nanollama.config import write_csv, write_json
 
 from .problem import Problem
 from .recommend import Recommendation
@@ -18,8 +16,8 @@ from .study import Study
 
 def write_tables(folder: Path, problem: Problem, study: Study) -> None:
     """Both tables, each replaced as a whole."""
-    _write_csv(folder / "trials.csv", study.details())
-    _write_csv(folder / "curves.csv", observations(problem, study.records()))
+    write_csv(folder / "trials.csv", study.details())
+    write_csv(folder / "curves.csv", observations(problem, study.records()))
 
 
 def observations(problem: Problem, records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -59,13 +57,3 @@ def best(problem: Problem, records: Sequence[Record], answer: Recommendation) ->
 def write_best(folder: Path, values: Mapping[str, Any]) -> None:
     """Replace ``best.json``."""
     write_json(folder / "best.json", values)
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    scratch = path.with_suffix(".tmp")
-    with scratch.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(scratch, path)

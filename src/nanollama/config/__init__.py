@@ -1,8 +1,9 @@
 """Configuration: from Hydra groups, YAML files and overrides to one typed, frozen object."""
 
-from .compose import ROOT, Entry, compose
+from .atomic import write_csv, write_json, write_text
+from .compose import ROOT, Entry, compose, quoted
 from .errors import ConfigError, Interrupted, Requeue, RunFailed
-from .folder import RunFolder, read_result, write_json
+from .folder import RunFolder, read_result
 from .main import main
 
 __all__ = [
@@ -15,6 +16,9 @@ __all__ = [
     "RunFolder",
     "compose",
     "main",
+    "quoted",
     "read_result",
+    "write_csv",
     "write_json",
+    "write_text",
 ]

@@ -130,6 +130,12 @@ def rewrite_argv(entry: Entry, argv: Sequence[str]) -> list[str]:
     return out
 
 
+def quoted(value: object) -> str:
+    """A text for Hydra's grammar, taken literally whatever it contains; plain words stay as they are."""
+    text = str(value)
+    return text if re.fullmatch(r"[A-Za-z_]\w*", text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def find_file(entry: Entry, group: str, name: str) -> Path:
     """The YAML file that ``config=name`` or ``experiment=name`` means. Raises ConfigError that lists the nearest names."""
     name = name.strip("'\"")
@@ -169,7 +175,7 @@ def _register_file(entry: Entry, group: str, name: str) -> str:
     option = re.sub(r"\.ya?ml$", "", option)
     parent, _, leaf = f"{group}/{option}".rpartition("/")
     ConfigStore.instance().store(group=parent, name=leaf, package="_global_", node=load_yaml(file), provider=str(file))
-    return option if re.fullmatch(r"[\w./+-]+", option) else f"'{option}'"
+    return option if re.fullmatch(r"[\w./+-]+", option) else quoted(option)
 
 
 def register_experiments(entry: Entry) -> None:

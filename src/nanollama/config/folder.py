@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import yaml
 
+from .atomic import write_json, write_text
 from .compose import ROOT, Entry, as_dict
 from .errors import ConfigError
 
@@ -26,17 +27,6 @@ STATUSES = ("ok", "nan", "oom", "invalid", "timeout", "killed", "error", "interr
 RESUME = ("auto", "never", "must")
 SNAPSHOT = ".snapshot.json"  # in the root of a code snapshot: where it came from
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "numba", "botorch", "gpytorch", "optuna", "tensorboard", "wandb")
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write atomically: a reader sees the old file or the whole new one, also after a crash."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("w") as file:
-        json.dump(value, file, indent=1, default=str)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
 
 
 def read_result(run_dir: Path | str) -> dict[str, Any] | None:
@@ -110,7 +100,7 @@ def open_folder(entry: Entry, cfg: Any, argv: Sequence[str], resume: str = "auto
         check_resume(path, resumed, resume)
         if resumed:
             check_same(entry, path, known, asked)
-        known.write_text(yaml.safe_dump({**asked, "run_dir": None}, sort_keys=False))
+        write_text(known, yaml.safe_dump({**asked, "run_dir": None}, sort_keys=False))
         write_json(path / "env.json", environment(argv))
         (path / "result.json").unlink(missing_ok=True)
     except OSError as error:

@@ -24,7 +24,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .compose import CONFIGS, Entry, as_dict, check_overrides, compose, register_experiments, register_schema, rewrite_argv, typed
+from .compose import (
+    CONFIGS,
+    Entry,
+    as_dict,
+    check_overrides,
+    compose,
+    quoted,
+    register_experiments,
+    register_schema,
+    rewrite_argv,
+    typed,
+)
 from .errors import ConfigError, Interrupted, Requeue, RunFailed
 from .failure import Failure, first_failure, unexpected, wait_until_written, watch, written
 from .folder import RunFolder, check_resume, check_same, new_folder, open_folder, read_result
@@ -198,7 +209,7 @@ def _multirun(entry: Entry, task: Task, argv: Sequence[str], resume: str) -> int
     check_overrides(entry, overrides)
     quiet = [] if any(a.startswith("hydra/job_logging=") for a in overrides) else ["hydra/job_logging=none", "hydra/hydra_logging=none"]
     if any(arg.startswith("hydra/sweeper=") for arg in overrides):  # it knows which jobs there are, and where they go
-        return _hydra(entry, task, ["-m", *overrides, *quiet, *([f"hydra.sweep.dir='{given}'"] if given else [])])
+        return _hydra(entry, task, ["-m", *overrides, *quiet, *([f"hydra.sweep.dir={quoted(given)}"] if given else [])])
     for number, job in enumerate(expand(overrides)):
         cfg = compose(entry, [arg for arg in job if not arg.startswith("hydra")])
         known = Path(given or os.devnull) / str(number) / "config.yaml"
@@ -206,7 +217,7 @@ def _multirun(entry: Entry, task: Task, argv: Sequence[str], resume: str) -> int
         if known.is_file():
             check_same(entry, known.parent, known, {key: value for key, value in as_dict(cfg).items() if key != "run_dir"})
     folder = Path(given) if given else new_folder(entry.name)
-    hydra_args = [f"hydra.sweep.dir='{folder}'", "hydra.sweep.subdir='${hydra.job.num}'", "hydra.output_subdir=null"]
+    hydra_args = [f"hydra.sweep.dir={quoted(folder)}", "hydra.sweep.subdir='${hydra.job.num}'", "hydra.output_subdir=null"]
     _hydra(entry, task, ["-m", *overrides, *hydra_args, *quiet])
     return summarise(folder)
 

@@ -10,13 +10,12 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..config import ConfigError
+from ..config import ConfigError, write_text
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -82,7 +81,7 @@ class Manifest:
     def write(self) -> None:
         """Write ``manifest.json`` atomically."""
         text = json.dumps({"format": FORMAT, "digest": self.digest, "files": [asdict(file) for file in self.files]}, indent=1)
-        write_atomically(self.folder / NAME, text.encode())
+        write_text(self.folder / NAME, text)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -170,16 +169,3 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(f"the cache folder {folder} cannot be made ({error.strerror}); name another one") from None
     if not writable:
         raise ConfigError(f"the cache folder {folder} is read-only; name another one")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that others see the whole of it or nothing, whoever writes it at the same time."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp keeps it from others, a shared cache must not
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

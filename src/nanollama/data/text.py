@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from ..config import ConfigError
+from ..config.atomic import replacing
 from .manifest import NAME, Manifest, TextFile, build_manifest, make_folder
 from .source import SPLITS
 from .windows import TokenStream, WindowSource
@@ -66,15 +65,12 @@ def open_stream(manifest: Manifest, domain: str, split: str) -> TokenStream:
 
 
 def _pack(manifest: Manifest, files: tuple[TextFile, ...], path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=manifest.folder, prefix=".pack-") as folder:
-        temporary = Path(folder) / path.name
-        with temporary.open("wb") as pack:
-            for file in files:
-                try:
-                    data = manifest.locate(file).read_bytes()
-                except OSError:
-                    raise manifest.changed(file, "is gone or cannot be read") from None
-                if hashlib.sha256(data).hexdigest() != file.sha256:
-                    raise manifest.changed(file, "has changed its contents")
-                pack.write(data)
-        os.replace(temporary, path)
+    with replacing(path, "wb") as pack:
+        for file in files:
+            try:
+                data = manifest.locate(file).read_bytes()
+            except OSError:
+                raise manifest.changed(file, "is gone or cannot be read") from None
+            if hashlib.sha256(data).hexdigest() != file.sha256:
+                raise manifest.changed(file, "has changed its contents")
+            pack.write(data)

@@ -25,26 +25,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import ConfigError
-from .outcome import EXIT_CODES
+from ..config.tool import run_tool
+
+
+def launch(argv: Sequence[str]) -> int:
+    """Start, ask or end; returns the exit code."""
+    if argv[0] in ("status", "cancel"):
+        return _ask(argv[0], argv[1:])
+    from .plan import plan
+    from .start import start
+
+    return start(plan(argv))
 
 
 def main(argv: Sequence[str]) -> int:
     """Do what ``argv`` asks; returns the exit code."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0
-    try:
-        if argv[0] in ("status", "cancel"):
-            return _ask(argv[0], argv[1:])
-        from .plan import plan
-        from .start import start
-
-        return start(plan(argv))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return ConfigError.exit_code
-    except KeyboardInterrupt:
-        return EXIT_CODES["interrupted"]
+    return run_tool(argv, __doc__, launch)
 
 
 def _ask(verb: str, folders: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from ..config import ConfigError, Entry
+from ..config import ConfigError, Entry, quoted
 from ..config.compose import find_file, load_yaml
 from ..config.folder import RESUME
 from ..config.main import SWEEP_FLAGS, entry_of
@@ -81,11 +81,6 @@ def _one_of(key: str, value: str, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise ConfigError(f"command line: {key}={value}: must be one of {', '.join(allowed)}")
     return value
-
-
-def quoted(value: str) -> str:
-    """A value for Hydra's grammar, taken literally."""
-    return value if re.fullmatch(r"\w+", value) else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _script_in_file(argv: Sequence[str]) -> str:

@@ -103,7 +103,8 @@ def progress(run_dir: Path) -> str:
         except ValueError:
             continue  # cut at either end
         if record.get("split") == "train":
-            return f"step {record['step']}, loss {record['loss']:.4f}"
+            loss = record.get("loss")  # null where it was not finite
+            return f"step {record['step']}, loss {'not finite' if loss is None else format(loss, '.4f')}"
     return ""
 
 

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import ConfigError, Entry, compose, read_result
+from ..config import ConfigError, Entry, compose, quoted, read_result
 from ..config.compose import as_dict
 from ..config.folder import check_same
 from ..config.main import entry_of
 from .grid import room
-from .plan import quoted
 from .pool import Ended, Job, Pool, run_all
 from .script import command
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..config import ConfigError
+from ..config import ConfigError, write_text
+from ..config.folder import slug
 from ..config.schema import MetricsConfig
 
 Record = Mapping[str, Any]
@@ -29,9 +31,7 @@ class Jsonl:
     def __init__(self, path: Path, resume_step: int = 0) -> None:
         if path.exists():
             kept = [line for line in complete_lines(path) if json.loads(line)["step"] <= resume_step]
-            scratch = path.with_suffix(".tmp")
-            scratch.write_text("".join(kept))
-            os.replace(scratch, path)
+            write_text(path, "".join(kept))
         self._file = path.open("a", buffering=1)
 
     def write(self, record: Record) -> None:
@@ -98,8 +98,8 @@ class Wandb:
             raise ConfigError("metrics.wandb.active = true, but the package wandb is not installed") from error
         mode = os.environ.get("WANDB_MODE", "offline")
         self._run = wandb.init(
-            project=cfg.wandb.project, entity=cfg.wandb.entity, name=run_dir.name, id=run_dir.name, dir=str(run_dir), config=dict(config),
-            resume="allow", mode=mode,  # type: ignore[arg-type]
+            project=cfg.wandb.project, entity=cfg.wandb.entity, name=run_dir.name, id=wandb_id(run_dir), dir=str(run_dir),
+            config=dict(config), resume="allow", mode=mode,  # type: ignore[arg-type]
         )  # fmt: skip
         self._run.define_metric("*", step_metric="step")
 
@@ -113,9 +113,18 @@ class Wandb:
         self._run.finish()
 
 
+def wandb_id(run_dir: Path) -> str:
+    """The run's id at wandb, readable and unique, kept in ``wandb/id`` so that a resumed or repeated upload goes to the same run."""
+    kept = run_dir / "wandb" / "id"
+    if not kept.is_file():
+        kept.parent.mkdir(exist_ok=True)
+        write_text(kept, f"{slug(run_dir.resolve().name)}-{secrets.token_hex(4)}")
+    return kept.read_text()
+
+
 def chart_values(record: Record) -> dict[str, Any]:
-    """A record as wandb charts it: ``<metric>/<split>`` over ``step``, which may come in any order."""
-    values = {f"{key}/{record['split']}": v for key, v in record.items() if key not in ("step", "split") and v is not None}
+    """A record as wandb charts it: ``<metric>/<split>`` (or the metric's own path) over ``step``, which may come in any order."""
+    values = {key if "/" in key else f"{key}/{record['split']}": v for key, v in record.items() if key not in ("step", "split") and v is not None}
     return {"step": record["step"], **values}
 
 

@@ -2,7 +2,7 @@
 
     python -m src.nanollama.metrics.upload RUN [RUN ...] [project=nanollama] [entity=NAME]
 
-Safe to repeat: ``RUN/wandb/upload.json`` remembers the run's id and how far each split was sent, so that only what is new goes out. With
+Safe to repeat: ``RUN/wandb`` remembers the run's id and how far each split was sent, so that only what is new goes out. With
 WANDB_MODE=offline everything is written to ``RUN/wandb/offline-run-*``, for ``wandb sync``. Exit codes: 0 done, 2 wrong input, 3 failed.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any
 import yaml
 
 from ..config import ConfigError, RunFailed, read_result, write_json
-from ..config.folder import slug
-from .sinks import chart_values, read_jsonl
+from ..config.tool import run_tool, split
+from .sinks import chart_values, read_jsonl, wandb_id
 
 
 def upload(run_dir: Path, project: str, entity: str | None = None) -> dict[str, int]:
@@ -30,16 +29,14 @@ def upload(run_dir: Path, project: str, entity: str | None = None) -> dict[str, 
         raise ConfigError(f"{run_dir} is no training's run folder (no metrics.jsonl)")
     state_file = run_dir / "wandb" / "upload.json"
     state = json.loads(state_file.read_text()) if state_file.is_file() else {}
-    state = {"id": f"{slug(run_dir.resolve().name)}-{secrets.token_hex(4)}", "sent": {}, "traces": None, "result": None} | state
+    state = {"sent": {}, "traces": None, "result": None} | state
     records = [r for r in read_jsonl(run_dir / "metrics.jsonl") if r["step"] > state["sent"].get(r["split"], -1)]
     traces, result = sorted((run_dir / "traces").glob("*")), read_result(run_dir)
     digests = {"traces": digest(traces) if traces else None, "result": digest([run_dir / "result.json"]) if result else None}
     if not records and all(state[key] == value for key, value in digests.items()):
         return {"records": 0, "traces": 0}
-    state_file.parent.mkdir(exist_ok=True)
-    write_json(state_file, state)  # the id first: a second try after a failure goes to the same run
     new_traces = traces if state["traces"] != digests["traces"] else []
-    _send(run_dir, state["id"], project, entity, records, new_traces, result)
+    _send(run_dir, wandb_id(run_dir), project, entity, records, new_traces, result)
     for record in records:
         state["sent"][record["split"]] = max(record["step"], state["sent"].get(record["split"], -1))
     write_json(state_file, state | digests)
@@ -80,20 +77,17 @@ def digest(files: Sequence[Path]) -> str:
     return found.hexdigest()
 
 
+def send(argv: Sequence[str]) -> None:
+    """Upload each folder and say what went out."""
+    folders, options = split(argv, ("project", "entity"))
+    for folder in folders:
+        sent = upload(Path(folder), options.get("project", "nanollama"), options.get("entity"))
+        print(f"{folder}  " + (f"{sent['records']} records, {sent['traces']} traces" if any(sent.values()) else "nothing new"))
+
+
 def main(argv: Sequence[str]) -> int:
     """Do what ``argv`` asks; returns the exit code."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0
-    options = dict(arg.split("=", 1) for arg in argv if arg.startswith(("project=", "entity=")))
-    try:
-        for folder in (arg for arg in argv if not arg.startswith(("project=", "entity="))):
-            sent = upload(Path(folder), options.get("project", "nanollama"), options.get("entity"))
-            print(f"{folder}  " + (f"{sent['records']} records, {sent['traces']} traces" if any(sent.values()) else "nothing new"))
-    except (ConfigError, RunFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_tool(argv, __doc__, send)
 
 
 if __name__ == "__main__":

@@ -110,8 +110,14 @@ def hardware(shape: Shape, seq_len: int, *, recompute: bool = False) -> float:
     return (4 if recompute else 3) * sum(parts.values()) + parts["attention.scores"] / 2
 
 
-def peak(device_name: str) -> float | None:
-    """Peak dense bf16 operations per second of a device by its name (``torch.cuda.get_device_name``); None: not known."""
+def peak(device_name: str, precision: str = "bf16") -> float | None:
+    """Peak dense operations per second of a device by its name (``torch.cuda.get_device_name``); None: not known.
+
+    The table is of bf16, in which fp16 runs at the same rate on all of these. What fp32 reaches depends on whether its products go
+    through TF32, so no share of a peak is given for it.
+    """
+    if precision not in ("bf16", "fp16"):
+        return None
     return next((flops for name, flops in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 

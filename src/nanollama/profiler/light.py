@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..config import write_csv
 
 PHASES = ("data", "forward", "backward", "optimizer", "graph", "log", "other")
 COLUMNS = (
@@ -71,12 +72,7 @@ class Light:
     def __init__(self, path: Path, resume_step: int = 0) -> None:
         kept = [row for row in read_light(path) if int(row["step"]) <= resume_step] if path.exists() else []
         self._segment = 1 + max((int(row["segment"]) for row in kept), default=-1)
-        scratch = path.with_suffix(".tmp")
-        with scratch.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(kept)
-        os.replace(scratch, path)
+        write_csv(path, kept, COLUMNS)
         self._file = path.open("a", newline="", buffering=1)
         self._writer = csv.DictWriter(self._file, COLUMNS)
 

@@ -13,34 +13,29 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import ConfigError
+from ..config import write_csv
+from ..config.tool import run_tool, split
 from . import frames
 from .format import duration, fixed, plus_minus, si
 from .runs import Run, find_runs
 from .training import training_page
 
-OPTIONS = ("out", "csv", "title", "lead")
+
+def report(argv: Sequence[str]) -> None:
+    """Write the page, and the frames if they are asked for; print the table."""
+    paths, options = split(argv, ("out", "csv", "title", "lead"))
+    runs = find_runs(paths)
+    out = Path(options.get("out") or (Path(paths[0]) / "report.html" if len(paths) == 1 else "report.html"))
+    training_page(runs, options.get("title") or "Training runs", options.get("lead", "")).write(out)
+    if options.get("csv"):
+        write_frames(runs, Path(options["csv"]))
+    print(table(runs))
+    print(f"\nreport: {out.resolve()}")
 
 
 def main(argv: Sequence[str]) -> int:
     """Do what ``argv`` asks; returns the exit code (2: the input is wrong)."""
-    if not argv or any(arg in ("-h", "--help") for arg in argv):
-        print((__doc__ or "").strip())
-        return 0 if argv else ConfigError.exit_code
-    paths = [arg for arg in argv if arg.partition("=")[0] not in OPTIONS]
-    options = dict(arg.split("=", 1) for arg in argv if arg not in paths and "=" in arg)
-    try:
-        runs = find_runs(paths)
-        out = Path(options.get("out") or (Path(paths[0]) / "report.html" if len(paths) == 1 else "report.html"))
-        training_page(runs, options.get("title") or "Training runs", options.get("lead", "")).write(out)
-        if options.get("csv"):
-            write_frames(runs, Path(options["csv"]))
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return ConfigError.exit_code
-    print(table(runs))
-    print(f"\nreport: {out.resolve()}")
-    return 0
+    return run_tool(argv, __doc__, report)
 
 
 def write_frames(runs: Sequence[Run], folder: Path) -> None:
@@ -48,7 +43,7 @@ def write_frames(runs: Sequence[Run], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     makers = {"runs": frames.summary, "curves": frames.curves, "difficulty": frames.difficulty, "text": frames.text_losses}
     for name, make in makers.items():
-        frames.write_csv(folder / f"{name}.csv", make(runs))
+        write_csv(folder / f"{name}.csv", make(runs))
 
 
 def table(runs: Sequence[Run]) -> str:

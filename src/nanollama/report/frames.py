@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from .runs import Run
@@ -95,12 +93,3 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping) and value:
         return {k: v for key, inner in value.items() for k, v in _flatten(inner, f"{prefix}.{key}" if prefix else str(key)).items()}
     return {prefix: value}
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write a frame; its columns are the union of the rows' keys."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)

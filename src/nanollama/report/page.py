@@ -15,12 +15,13 @@ import hashlib
 import html
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from ..config import write_text
 
 HERE = Path(__file__).parent
 COLOURS = 8  # series colours of page.css, --c1 to --c8
@@ -178,9 +179,7 @@ class Page:
     def write(self, path: Path) -> None:
         """Write the page atomically, so that a browser never reloads half of one."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        scratch.write_text(self.render(), encoding="utf-8")
-        os.replace(scratch, path)
+        write_text(path, self.render())
 
 
 @cache

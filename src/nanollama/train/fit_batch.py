@@ -23,6 +23,7 @@ from ..config import ConfigError, RunFailed, compose, write_json
 from ..config.compose import as_dict
 from ..config.main import entry_of
 from ..config.schema import ModelConfig, OptimConfig, TrainConfig
+from ..config.tool import run_tool
 from ..profiler import flops
 
 STEPS = 3
@@ -145,7 +146,7 @@ def utilisation(cfg: Any, trial: Trial) -> dict[str, float | None]:
     from .journal import UTILISATION
 
     cuda = cfg.train.device != "cpu" and torch.cuda.is_available()
-    peak = flops.peak(torch.cuda.get_device_name()) if cuda else None
+    peak = flops.peak(torch.cuda.get_device_name(), cfg.train.precision) if cuda else None
     return {name: getattr(flops, name)(cfg.model, cfg.data.seq_len, trial.tokens_per_s, peak) for name in UTILISATION}
 
 
@@ -180,18 +181,10 @@ def fit(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Do what ``argv`` asks; returns the exit code."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0
-    if argv[0] == "--measure":
+    if list(argv) == ["--measure"]:
         print(json.dumps(measure(json.load(sys.stdin))))
         return 0
-    try:
-        fit(argv)
-    except (ConfigError, RunFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_tool(argv, __doc__, fit)
 
 
 if __name__ == "__main__":

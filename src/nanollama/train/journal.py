@@ -27,7 +27,7 @@ class Journal:
     def __init__(self, cfg: Training, run: RunFolder, ranks: Ranks) -> None:
         self.cfg, self.run, self.ranks = cfg, run, ranks
         self.shape = sizing.resolve(cfg.model)
-        peak = flops.peak(torch.cuda.get_device_name(ranks.device)) if ranks.device.type == "cuda" else None
+        peak = flops.peak(torch.cuda.get_device_name(ranks.device), cfg.train.precision) if ranks.device.type == "cuda" else None
         self.peak = peak * ranks.world if peak else None
         self.clock = Clock(ranks.device)
         self.sinks = Sinks(run.path, cfg.metrics, {}, active=False)

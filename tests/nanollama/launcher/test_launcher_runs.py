@@ -18,6 +18,7 @@ import yaml
 from src.nanollama.config import read_result
 from src.nanollama.config.compose import ROOT
 from src.nanollama.launcher.__main__ import main as launcher
+from src.nanollama.launcher.status import progress
 
 SCRIPT = "script=tests.nanollama.launcher.toy"
 
@@ -106,6 +107,14 @@ def test_killed_run_is_told_from_a_running_one(tmp_path, capfd):
     wait_for((run / "checkpoint").exists)
     os.killpg(json.loads((run / "launch/0/launch.json").read_text())["pid"], signal.SIGKILL)
     wait_for(lambda: launcher(["status", str(run)]) == 0 and "killed" in capfd.readouterr().out)
+
+
+@pytest.mark.parametrize("loss, said", [(1.25, "step 7, loss 1.2500"), (None, "step 7, loss not finite")])
+def test_progress_is_the_newest_whole_training_record(tmp_path, loss, said):
+    record = {"step": 7, "split": "train", "loss": loss}
+    lines = [json.dumps(r) for r in ({**record, "step": 6, "loss": 3.0}, record, {**record, "split": "valid"})]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 8, "spl')
+    assert progress(tmp_path) == said
 
 
 def test_run_of_another_machine(tmp_path, capfd):

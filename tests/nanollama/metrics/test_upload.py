@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from src.nanollama.metrics.sinks import wandb_id
 from src.nanollama.metrics.upload import main, upload
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # wandb's own
@@ -90,8 +91,16 @@ def test_a_failed_upload_is_tried_again_under_the_same_id(run, monkeypatch) -> N
             with pytest.raises(ConnectionError):
                 upload(run, "p")
     assert upload(run, "p")["records"] == 2
-    stored = json.loads((run / "wandb" / "upload.json").read_text())["id"]
+    stored = (run / "wandb" / "id").read_text()
     assert ids == [stored, stored]
+
+
+def test_folders_of_one_name_are_different_runs(tmp_path) -> None:
+    ids = []
+    for parent in ("a", "b"):
+        (tmp_path / parent / "0").mkdir(parents=True)
+        ids.append(wandb_id(tmp_path / parent / "0"))
+    assert len(set(ids)) == 2 and ids == [wandb_id(tmp_path / parent / "0") for parent in ("a", "b")]
 
 
 def test_a_folder_without_metrics_is_wrong_input(tmp_path, capsys) -> None:

@@ -72,6 +72,10 @@ def test_an_unknown_device_is_never_guessed(name: str) -> None:
     assert flops.mfu_causal(BIG, 2048, 1e6, flops.peak(name)) is None
 
 
+def test_there_is_no_peak_for_fp32() -> None:
+    assert flops.peak("NVIDIA H200", "fp16") == flops.peak("NVIDIA H200", "bf16") and flops.peak("NVIDIA H200", "fp32") is None
+
+
 def test_an_unresolved_config_is_an_error() -> None:
     with pytest.raises(ValueError, match="resolved"):
         flops.forward(ModelConfig(), 16)

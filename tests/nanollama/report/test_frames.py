@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 import math
 from pathlib import Path
@@ -66,9 +65,3 @@ def test_difficulty_and_settings(tmp_path: Path, gssm_run, difficulty_run) -> No
 
 def test_numbers_that_are_none(tmp_path: Path) -> None:
     assert [frames.number(value) for value in (1, 2.5, math.nan, math.inf, True, "3", None)] == [1.0, 2.5, None, None, None, None, None]
-
-
-def test_csv_has_the_union_of_columns(tmp_path: Path) -> None:
-    frames.write_csv(tmp_path / "x.csv", [{"a": 1}, {"a": 2, "b": "c,d"}])
-    with (tmp_path / "x.csv").open() as file:
-        assert list(csv.DictReader(file)) == [{"a": "1", "b": ""}, {"a": "2", "b": "c,d"}]

@@ -13,39 +13,34 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.nanollama.config import ConfigError, write_json
+from src.nanollama.config import write_csv, write_json
+from src.nanollama.config.tool import run_tool, split
 
 
-def main(argv: Sequence[str]) -> int:
-    """Do what ``argv`` asks; returns the exit code (2: the input is wrong)."""
-    paths = [arg for arg in argv if not arg.startswith("out=")]
-    if not paths or any(arg in ("-h", "--help") for arg in argv):
-        print((__doc__ or "").strip())
-        return 0 if paths else ConfigError.exit_code
-    from src.nanollama.report.frames import write_csv
-
+def compare(argv: Sequence[str]) -> None:
+    """Write page, table and summary of the sweeps in ``paths``; print one line a strategy."""
+    paths, options = split(argv, ("out",))
     from .comparison import Comparison
     from .page import compare_page
     from .runs import find_sweeps
 
-    default = Path(paths[0]) / "compare.html" if len(paths) == 1 else Path("compare.html")
-    out = next((Path(arg.partition("=")[2]) for arg in argv if arg.startswith("out=")), default)
-    try:
-        runs = find_sweeps(paths)
-        page = compare_page(runs)
-        page.write(out)
-        write_csv(out.with_suffix(".csv"), [row for run in runs for row in run.rows()])
-        summary = Comparison(runs).summary()
-        write_json(out.with_suffix(".json"), {"strategies": summary})
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return ConfigError.exit_code
+    out = Path(options.get("out") or (Path(paths[0]) / "compare.html" if len(paths) == 1 else "compare.html"))
+    runs = find_sweeps(paths)
+    page = compare_page(runs)
+    page.write(out)
+    write_csv(out.with_suffix(".csv"), [row for run in runs for row in run.rows()])
+    summary = Comparison(runs).summary()
+    write_json(out.with_suffix(".json"), {"strategies": summary})
     for entry in summary:
         low, high = entry["quartiles"]
         value = f"{entry['measure']} {entry['median']:.4g} [{low:.4g}, {high:.4g}]"
         print(f"{entry['strategy']:30s} {value} at {entry['spent_full_runs']:.3g} full runs")
     print(f"\n{page.lead}\nreport: {out.resolve()}")
-    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what ``argv`` asks; returns the exit code (2: the input is wrong)."""
+    return run_tool(argv, __doc__, compare)
 
 
 if __name__ == "__main__":

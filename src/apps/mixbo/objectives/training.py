@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from src.nanollama.config import ConfigError, compose
+from src.nanollama.config import ConfigError, compose, quoted
 from src.nanollama.config.main import entry_of
 from src.nanollama.metrics.sinks import read_jsonl
 from src.nanollama.model.sizing import num_params
@@ -107,9 +107,3 @@ def newest_checkpoint(run_dir: Path) -> Path:
     if not steps:
         raise ConfigError(f"{run_dir} has no checkpoint to continue from; was it deleted?")
     return run_dir / "checkpoints" / str(max(steps))
-
-
-def quoted(value: object) -> str:
-    """A value as Hydra's override grammar takes it whatever it contains."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"

@@ -10,31 +10,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.nanollama.config import ConfigError
+from src.nanollama.config.tool import run_tool, split
 
 
-def main(argv: Sequence[str]) -> int:
-    """Do what ``argv`` asks; returns the exit code (2: the input is wrong)."""
-    paths = [arg for arg in argv if not arg.startswith("out=")]
-    if len(paths) != 1 or paths[0] in ("-h", "--help"):
-        print((__doc__ or "").strip())
-        return 0 if paths and paths[0] in ("-h", "--help") else ConfigError.exit_code
+def report(argv: Sequence[str]) -> None:
+    """Write the page of the one sweep folder in ``paths``."""
+    paths, options = split(argv, ("out",))
     import torch
 
     from .folder import load
     from .page import sweep_page
 
+    if len(paths) != 1:
+        raise ConfigError(f"name one sweep folder, got {len(paths)}; several are compared by python -m src.apps.mixbo.compare")
     torch.set_num_threads(1)  # the matrices are small
-
     folder = Path(paths[0]).expanduser()
-    out = next((Path(arg.partition("=")[2]) for arg in argv if arg.startswith("out=")), folder / "report.html")
-    try:
-        page = sweep_page(load(folder))
-        page.write(out)
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return ConfigError.exit_code
+    out = Path(options.get("out") or folder / "report.html")
+    page = sweep_page(load(folder))
+    page.write(out)
     print(f"{page.lead}\nreport: {out.resolve()}")
-    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what ``argv`` asks; returns the exit code (2: the input is wrong)."""
+    return run_tool(argv, __doc__, report)
 
 
 if __name__ == "__main__":
