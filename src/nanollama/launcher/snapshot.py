@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from ..config import ConfigError, write_json
@@ -26,8 +27,18 @@ def take(code: Path) -> list[str]:
         target = code / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target, follow_symlinks=False)
+        _copy_compiled(ROOT / name, target)
     write_json(code / SNAPSHOT, git_state())
     return left_out
+
+
+def _copy_compiled(source: Path, target: Path) -> None:
+    """What Python and numba made of a source file, which they find again by its time and size; compiling anew takes seconds."""
+    for path in (source.parent / "__pycache__").glob(f"{source.stem}.*") if source.suffix == ".py" else ():
+        with suppress(FileNotFoundError):  # another process may be replacing it
+            if path.stat().st_mtime >= source.stat().st_mtime:
+                (target.parent / "__pycache__").mkdir(exist_ok=True)
+                shutil.copy2(path, target.parent / "__pycache__" / path.name)
 
 
 def project_files() -> tuple[list[str], list[str]]:

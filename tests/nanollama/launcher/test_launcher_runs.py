@@ -17,6 +17,7 @@ import yaml
 
 from src.nanollama.config import read_result
 from src.nanollama.config.compose import ROOT
+from src.nanollama.launcher import snapshot
 from src.nanollama.launcher.__main__ import main as launcher
 from src.nanollama.launcher.status import progress
 
@@ -107,6 +108,20 @@ def test_killed_run_is_told_from_a_running_one(tmp_path, capfd):
     wait_for((run / "checkpoint").exists)
     os.killpg(json.loads((run / "launch/0/launch.json").read_text())["pid"], signal.SIGKILL)
     wait_for(lambda: launcher(["status", str(run)]) == 0 and "killed" in capfd.readouterr().out)
+
+
+def test_a_snapshot_needs_no_compiling_again(tmp_path):
+    code = """
+import numpy as np
+from src.apps.gssm.particles_native import row_of
+zeros = np.zeros(2, np.int64)
+row_of(0, 0, np.zeros((1, 1), np.int64), zeros, zeros, zeros, zeros)
+"""
+    command, env = [sys.executable, "-c", code], {**os.environ, "NUMBA_DEBUG_CACHE": "1"}
+    subprocess.run(command, cwd=ROOT, check=True)
+    snapshot.take(tmp_path / "code")
+    said = subprocess.run(command, cwd=tmp_path / "code", env=env, check=True, capture_output=True, text=True).stdout
+    assert f"data loaded from '{tmp_path}" in said and "data saved" not in said
 
 
 @pytest.mark.parametrize("loss, said", [(1.25, "step 7, loss 1.2500"), (None, "step 7, loss not finite")])
@@ -227,7 +242,8 @@ def test_full_disk_leaves_an_earlier_run_as_it_was(tmp_path, capsys):
 
 
 def test_checks_load_no_torch():
-    code = "import sys\nfrom src.nanollama.launcher.__main__ import main\nassert main(sys.argv[1:]) == 2\nassert 'torch' not in sys.modules"
+    code = "import sys\nfrom src.nanollama.launcher import snapshot
+from src.nanollama.launcher.__main__ import main\nassert main(sys.argv[1:]) == 2\nassert 'torch' not in sys.modules"
     argv = ["script=src.apps.gssm.train", "config=src/apps/gssm/configs/debug.yaml", "optim.lr=-1"]
     done = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "optim.lr" in done.stderr, done.stderr
