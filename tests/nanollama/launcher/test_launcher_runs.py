@@ -242,8 +242,7 @@ def test_full_disk_leaves_an_earlier_run_as_it_was(tmp_path, capsys):
 
 
 def test_checks_load_no_torch():
-    code = "import sys\nfrom src.nanollama.launcher import snapshot
-from src.nanollama.launcher.__main__ import main\nassert main(sys.argv[1:]) == 2\nassert 'torch' not in sys.modules"
+    code = "import sys\nfrom src.nanollama.launcher.__main__ import main\nassert main(sys.argv[1:]) == 2\nassert 'torch' not in sys.modules"
     argv = ["script=src.apps.gssm.train", "config=src/apps/gssm/configs/debug.yaml", "optim.lr=-1"]
     done = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "optim.lr" in done.stderr, done.stderr
