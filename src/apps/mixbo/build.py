@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,15 @@ from .config import SweepConfig
 from .objectives import Objective
 from .objectives.training import Trainings
 from .problem import Fidelities, Metric, Problem
+from .records import Record, Suggestion
 from .runners import Runner, SimulatedRunner, TrainingRunner
 from .space import MixtureSpace
+from .suggest import suggest
 
 log = logging.getLogger("nanollama")
 
 
-def build(cfg: SweepConfig, trials: Path) -> tuple[Problem, Runner]:
+def build(cfg: SweepConfig, trials: Path) -> tuple[Problem, Runner[Record]]:
     """The problem and the runner; ``trials`` is the folder of the trials' run folders. Raises ConfigError before anything is trained."""
     if cfg.objective == "training":
         trainings = Trainings(cfg.training, cfg.fidelity)
@@ -30,6 +33,11 @@ def build(cfg: SweepConfig, trials: Path) -> tuple[Problem, Runner]:
         return problem, TrainingRunner(trials, trainings, cfg.pool)
     objective = _table(cfg) if cfg.objective == "table" else _simulator(cfg)
     return _problem(cfg, objective, objective), SimulatedRunner(trials, objective)
+
+
+def suggesting(problem: Problem, seed: int) -> Callable[[Sequence[Record]], Suggestion]:
+    """What the controller asks: the strategy's next trial."""
+    return lambda records: suggest(problem, records, seed, len(records))
 
 
 def _problem(cfg: SweepConfig, source: Objective | Trainings, objective: Objective | None) -> Problem:

@@ -30,6 +30,7 @@ from src.nanollama.data.environment import DOMAINS
 from src.nanollama.data.mixture import check_weights
 from src.nanollama.train.resolve import VOLATILE, resolve_training
 
+from .growth.options import GrowthConfig
 from .options import (
     BudgetConfig,
     CostConfig,
@@ -42,6 +43,7 @@ from .options import (
     TableConfig,
     TrainingConfig,
 )
+from .strategies import GREEDY
 from .strategies import REGISTRY as STRATEGIES
 
 BYTES = 256
@@ -122,6 +124,7 @@ class SweepConfig:
     cost: CostConfig = field(default_factory=CostConfig)
     surrogate: SurrogateConfig = field(default_factory=SurrogateConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     storage: str | None = None  # SQLAlchemy URL; None: study.db in the run folder
@@ -129,26 +132,51 @@ class SweepConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
-SWEEP_VOLATILE = ("budget", "pool", "storage", "metrics")  # may change between two halves of a sweep
+GROWTH_VOLATILE = ("override", "num_iterations", "results_file")  # of greedy growth
+SWEEP_VOLATILE = ("budget", "pool", "storage", "metrics", *(f"growth.{key}" for key in GROWTH_VOLATILE))  # may change on resume
 
 
 def identity(cfg: SweepConfig) -> str:
     """Hash of what is searched and how: everything but budget, slots and where results are kept."""
     asked = as_dict(cfg)
-    for key in ("name", "run_dir", "cluster", *SWEEP_VOLATILE):
+    for key in ("name", "run_dir", "cluster", "budget", "pool", "storage", "metrics"):
         del asked[key]
+    other = ("space", "fidelity", "cost", "surrogate") if cfg.strategy.name == GREEDY else ("growth",)
+    for key in other:
+        del asked[key]
+    for key in GROWTH_VOLATILE:
+        asked.get("growth", {}).pop(key, None)
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def resolve_sweep(cfg: SweepConfig) -> SweepConfig:
     """Fill in defaults that depend on the objective; refuse what cannot be searched. Nothing is trained or read but small files."""
-    if cfg.strategy.name not in STRATEGIES:
-        raise ConfigError(f"strategy.name = {cfg.strategy.name!r}; {nearest(cfg.strategy.name, STRATEGIES)}")
+    if cfg.strategy.name not in (*STRATEGIES, GREEDY):
+        raise ConfigError(f"strategy.name = {cfg.strategy.name!r}; {nearest(cfg.strategy.name, [*STRATEGIES, GREEDY])}")
+    if cfg.strategy.name == GREEDY:
+        return _resolve_growth(cfg)
     if cfg.objective == "training":
         sizes, steps = cfg.fidelity.model_size or ("pico", "nano", "tiny"), cfg.fidelity.steps or (50, 100, 200)
         cfg = replace(cfg, fidelity=FidelityConfig(sizes, steps))
     if cfg.budget == BudgetConfig():
         cfg = replace(cfg, budget=BudgetConfig(full_runs=8))
+    return replace(cfg, run_dir=cfg.run_dir or f"runs/{cfg.name}-{identity(cfg)}")
+
+
+def _resolve_growth(cfg: SweepConfig) -> SweepConfig:
+    """Growth trains real models, and there is no largest one to count in."""
+    if cfg.objective != "training":
+        raise ConfigError(f"strategy=greedy grows models that train: objective={cfg.objective} cannot be grown; leave objective out")
+    if cfg.budget.full_runs is not None:
+        raise ConfigError("budget.full_runs counts runs of a largest model, which growth does not have; use budget.flops or budget.trials")
+    names, increments = cfg.growth.param_names, cfg.growth.increments
+    if len(increments) not in (1, len(names)):
+        raise ConfigError(f"growth.increments has {len(increments)} values for {len(names)} growth.param_names: one each, or one for all")
+    if not names or len(set(names)) != len(names):
+        raise ConfigError(f"growth.param_names: different names are needed, at least one; got {list(names)}")
+    unknown = [name for group in cfg.growth.joint for name in group if name not in names]
+    if unknown:
+        raise ConfigError(f"growth.joint: {unknown[0]!r} is no direction; {nearest(unknown[0], names)}")
     return replace(cfg, run_dir=cfg.run_dir or f"runs/{cfg.name}-{identity(cfg)}")
 
 

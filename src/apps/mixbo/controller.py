@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic
 
 from src.nanollama.config import ConfigError, Interrupted, RunFailed
 from src.nanollama.launcher.signals import StopFlag
 
 from .options import BudgetConfig
 from .problem import Problem
-from .records import Record, Suggestion, finished, spent
+from .records import finished, spent
 from .runners import Runner
+from .search import A, Asked, Done, T, Trial
 from .study import Outcome, Study
-from .suggest import suggest
 
 MAX_FAILURES = 5  # in a row, with nothing that ever worked: the set-up is wrong, not the trials
 
@@ -35,7 +36,7 @@ class Limits:
             raise ConfigError(f"budget: {limits.flops:.3g} FLOPs do not pay for the smallest trial, which needs {cheapest:.3g}")
         return limits
 
-    def why_not(self, records: Sequence[Record], asked: Suggestion) -> str | None:
+    def why_not(self, records: Sequence[Trial], asked: Asked) -> str | None:
         """The reason against starting one more trial, or None."""
         if len(records) >= self.trials:
             return f"budget.trials = {self.trials:g} are used"
@@ -43,26 +44,35 @@ class Limits:
         return f"the next trial would bring the cost to {total:.3g} of {self.flops:.3g} FLOPs" if total > self.flops * (1 + 1e-9) else None
 
 
-def ancestors(records: Sequence[Record], trial: Record) -> list[Record]:
+def ancestors(records: Sequence[T], trial: T) -> list[T]:
     """The trials that ``trial`` continues, oldest first."""
     by_number = {record.number: record for record in records}
-    chain: list[Record] = []
+    chain: list[T] = []
     while trial.parent is not None:
         trial = by_number[trial.parent]
         chain.insert(0, trial)
     return chain
 
 
-class Controller:
-    """Runs one study until its budget is spent. ``on_change(records)`` is called after every start and end."""
+class Controller(Generic[A, T]):
+    """Runs one study until there is nothing to ask for or its budget is spent.
+
+    ``ask(records)`` says which trial is next; ``Done`` with the reason if none is any more, or None as long as that depends on trials
+    which are running. ``on_change(records)`` is called after every start and end.
+    """
 
     def __init__(
-        self, problem: Problem, study: Study, runner: Runner, seed: int, limits: Limits, on_change: Callable[[Sequence[Record]], None]
+        self,
+        ask: Callable[[Sequence[T]], A | Done | None],
+        study: Study[A, T],
+        runner: Runner[T],
+        limits: Limits,
+        on_change: Callable[[Sequence[T]], None],
     ) -> None:
-        self.problem, self.study, self.runner, self.seed, self.limits, self.on_change = problem, study, runner, seed, limits, on_change
+        self.ask, self.study, self.runner, self.limits, self.on_change = ask, study, runner, limits, on_change
 
     def run(self, stop: StopFlag) -> str:
-        """Work until the budget is spent; returns the reason for stopping. Raises Interrupted when asked to stop."""
+        """Work until the end; returns the reason for stopping. Raises Interrupted when asked to stop."""
         reason: str | None = None
         try:
             self._take_up()
@@ -87,12 +97,16 @@ class Controller:
                 self.runner.start(record, ancestors(records, record))
 
     def _fill(self) -> str | None:
-        """Start trials until every slot is busy; the reason if the budget forbids another one."""
+        """Start trials until every slot is busy; the reason if another one is not wanted or not paid for."""
         while True:
             records = self.study.records()
             if sum(record.status == "running" for record in records) >= self.runner.slots:
                 return None
-            asked = suggest(self.problem, records, self.seed, len(records))
+            asked = self.ask(records)
+            if asked is None:
+                return None
+            if isinstance(asked, Done):
+                return asked.reason
             reason = self.limits.why_not(records, asked)
             if reason:
                 return reason

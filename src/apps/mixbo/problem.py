@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,12 @@ from numpy.typing import NDArray
 from src.nanollama.config import ConfigError
 
 from .options import CostConfig, StrategyConfig, SurrogateConfig
+from .records import Record, Suggestion
+from .search import Status
 from .space import MixtureSpace
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 Array = NDArray[np.float64]
 
@@ -112,3 +118,41 @@ class Problem:
     def available(self, weights: Sequence[float], model_size: str, steps: int) -> bool:
         """Whether a discrete problem has this trial; always true otherwise."""
         return self.table is None or (tuple(weights), model_size, steps) in self.table
+
+    # --- as stored: the mixture is the parameters ``w.<domain>``, the fidelity ``model_size`` and ``steps`` ---------------------
+
+    @property
+    def maximise(self) -> bool:
+        """Direction of the objective in its own units."""
+        return self.metric.maximise
+
+    def parameters(self, asked: Suggestion) -> dict[str, tuple[Any, BaseDistribution]]:
+        """Mixture and fidelity of a suggestion."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+        weights = zip(self.space.domains, asked.weights, strict=True)
+        found: dict[str, tuple[Any, BaseDistribution]] = {f"w.{d}": (float(w), FloatDistribution(0.0, 1.0)) for d, w in weights}
+        found["model_size"] = asked.model_size, CategoricalDistribution(self.fidelities.sizes)
+        found["steps"] = asked.steps, CategoricalDistribution(self.fidelities.steps)
+        return found
+
+    def attributes(self, asked: Suggestion) -> dict[str, Any]:
+        """Why it was asked for."""
+        return {key: value for key, value in asdict(asked).items() if key not in ("weights", "model_size", "steps")}
+
+    def record(self, number: int, status: Status, parameters: Mapping[str, Any], attributes: Mapping[str, Any]) -> Record:
+        """A stored trial."""
+        return Record(
+            number=number,
+            weights=tuple(parameters[f"w.{domain}"] for domain in self.space.domains),
+            model_size=parameters["model_size"],
+            steps=parameters["steps"],
+            status=status,
+            curve=tuple((int(step), tuple(values)) for step, values in attributes.get("curve", ())),
+            flops=attributes.get("charged_flops", attributes.get("flops", 0.0)),
+            parent=attributes.get("continues"),
+        )
+
+    def value(self, values: tuple[float, ...]) -> float:
+        """The objective of one observation."""
+        return float(self.metric.own_units(float(self.metric.objective(values))))

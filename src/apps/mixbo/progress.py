@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
-from rich.live import Live
+from rich.live import Live as RichLive
 from rich.table import Table
 from rich.text import Text
 
@@ -21,18 +22,13 @@ from .records import Record, spent
 SHOWN = 8  # newest trials in the live table
 
 
-class Progress:
-    """Draws the state of a study; use as a context manager."""
+class Live(ABC):
+    """What is shown of a sweep: a live drawing where standard error is a terminal; use as a context manager. Elsewhere ``live`` is None."""
 
-    def __init__(self, problem: Problem, limits: Limits, folder: Path) -> None:
-        self.problem, self.limits, self.folder = problem, limits, folder
-        self.console = Console(stderr=True)
-        self.live = Live(console=self.console, auto_refresh=False) if sys.stderr.isatty() else None
-        self.began = time.time()
-        self.start_spent: float | None = None
-        self.printed: set[int] = set()
+    def __init__(self) -> None:
+        self.live = RichLive(console=Console(stderr=True), auto_refresh=False) if sys.stderr.isatty() else None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self.live:
             self.live.start()
         return self
@@ -40,6 +36,21 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.live:
             self.live.stop()
+
+    @abstractmethod
+    def conclude(self, answer: Mapping[str, Any], reason: str) -> None:
+        """Say what came of it."""
+
+
+class Progress(Live):
+    """Draws the state of a study."""
+
+    def __init__(self, problem: Problem, limits: Limits, folder: Path) -> None:
+        super().__init__()
+        self.problem, self.limits, self.folder = problem, limits, folder
+        self.began = time.time()
+        self.start_spent: float | None = None
+        self.printed: set[int] = set()
 
     def show(self, records: Sequence[Record], answer: Mapping[str, Any]) -> None:
         """Draw the study as it is now."""

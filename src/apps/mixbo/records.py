@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Status = Literal["running", "ok", "failed"]
+from .search import Status, T, Trial
 
 
 @dataclass(frozen=True)
@@ -82,12 +81,12 @@ def runs(records: Iterable[Record]) -> list[Run]:
     return sorted(grown.values(), key=lambda run: run.numbers[0])
 
 
-def spent(records: Iterable[Record]) -> float:
+def spent(records: Iterable[Trial]) -> float:
     """FLOPs charged so far, running and failed trials included."""
     return float(sum(record.flops for record in records))
 
 
-def finished(records: Iterable[Record]) -> list[Record]:
+def finished(records: Iterable[T]) -> list[T]:
     """Trials with a result, by number."""
     return sorted((record for record in records if record.status == "ok"), key=lambda record: record.number)
 

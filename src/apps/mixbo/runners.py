@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Generic, Protocol
 
 from src.nanollama.config import ConfigError, read_result, write_json
 from src.nanollama.launcher.outcome import RESTARTABLE
 from src.nanollama.launcher.pool import Job, Pool, devices
 
 from .objectives import Objective
-from .objectives.training import Trainings
 from .options import PoolConfig
 from .records import Record
+from .search import T, T_contra
 from .study import Outcome
 
 
-class Runner(Protocol):
+class Runner(Protocol[T_contra]):
     """Starts trials and says how they ended. ``slots``: how many at a time."""
 
     slots: int
 
-    def start(self, trial: Record, ancestors: Sequence[Record]) -> None:
+    def start(self, trial: T_contra, ancestors: Sequence[T_contra]) -> None:
         """Begin a trial, or take it up where a killed process left it. ``ancestors``: the trials it continues, oldest first."""
         ...
 
@@ -40,28 +40,40 @@ class Runner(Protocol):
         ...
 
 
-class TrainingRunner:
+class Commands(Protocol[T_contra]):
+    """Trials as command lines."""
+
+    def command(self, trial: T_contra, run_dir: Path, parent: Path | None) -> tuple[str, ...]:
+        """The command of a trial; ``parent`` is the run folder that it continues. Raises ConfigError for one that cannot be."""
+        ...
+
+    def outcome(self, trial: T_contra, run_dir: Path, result: Mapping[str, Any]) -> Outcome:
+        """What its run folder and ``result.json`` say."""
+        ...
+
+
+class TrainingRunner(Generic[T]):
     """Trials as processes on this machine's slots."""
 
-    def __init__(self, folder: Path, trainings: Trainings, options: PoolConfig) -> None:
-        self.folder, self.trainings, self.slots = folder, trainings, options.slots
+    def __init__(self, folder: Path, commands: Commands[T], options: PoolConfig) -> None:
+        self.folder, self.commands, self.slots = folder, commands, options.slots
         self._pool = Pool(options.slots, devices=devices(), timeout_s=options.timeout_s, retries=options.retries)
-        self._numbers: dict[Path, int] = {}
+        self._started: dict[Path, T] = {}
         self._done: deque[tuple[int, Outcome]] = deque()
 
-    def start(self, trial: Record, ancestors: Sequence[Record]) -> None:
+    def start(self, trial: T, ancestors: Sequence[T]) -> None:
         run_dir = self.folder / str(trial.number)
         known = read_result(run_dir)
         if known and known["status"] not in RESTARTABLE:  # ended while nobody was looking
-            self._done.append((trial.number, self.trainings.outcome(run_dir, known)))
+            self._done.append((trial.number, self.commands.outcome(trial, run_dir, known)))
             return
         parent = self.folder / str(ancestors[-1].number) if ancestors else None
         try:
-            command = self.trainings.command(trial.weights, trial.model_size, trial.steps, run_dir, parent)
+            command = self.commands.command(trial, run_dir, parent)
         except ConfigError as error:
             self._done.append((trial.number, Outcome("invalid", message=str(error))))
             return
-        self._numbers[run_dir] = trial.number
+        self._started[run_dir] = trial
         self._pool.submit(Job(command, run_dir))
 
     def poll(self, wait_s: float) -> tuple[int, Outcome] | None:
@@ -70,7 +82,8 @@ class TrainingRunner:
         ended = self._pool.poll(wait_s)
         if ended is None:
             return None
-        return self._numbers.pop(ended.job.run_dir), self.trainings.outcome(ended.job.run_dir, ended.result)
+        trial = self._started.pop(ended.job.run_dir)
+        return trial.number, self.commands.outcome(trial, ended.job.run_dir, ended.result)
 
     def stop(self) -> None:
         self._pool.stop()

@@ -1,8 +1,7 @@
 """The trials of a sweep as an Optuna study, so that optuna-dashboard and every Optuna plot work on them.
 
-Optuna only stores here: suggestions come from our strategies, and one controller is the only writer. A trial's mixture is the
-parameters ``w.<domain>``, its fidelity ``model_size`` and ``steps``; the learning curve is stored as intermediate values (the
-objective) and, whole, in the user attribute ``curve``.
+Optuna only stores here: suggestions come from our strategies, and one controller is the only writer. What a trial's parameters are, the
+problem says; the learning curve is stored as intermediate values (the objective) and, whole, in the user attribute ``curve``.
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from src.nanollama.config import ConfigError
 
-from .problem import Problem
-from .records import Record, Suggestion
+from .search import A, Search, Status, T
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -34,16 +33,22 @@ class Outcome:
     curve: Curve = ()
     flops: float = 0.0
     message: str | None = None
+    measured: Mapping[str, Any] = field(default_factory=dict)  # further user attributes of the trial
 
     @property
     def ok(self) -> bool:
         return self.status == "ok" and bool(self.curve)
 
+    @property
+    def aside(self) -> bool:
+        """A measurement that went well and has no objective."""
+        return self.status == "ok" and not self.curve and bool(self.measured)
 
-class Study:
+
+class Study(Generic[A, T]):
     """One sweep's trials. ``identity`` says what is searched; a store that holds something else under this name is refused."""
 
-    def __init__(self, name: str, storage: str, problem: Problem, identity: str) -> None:
+    def __init__(self, name: str, storage: str, problem: Search[A, T], identity: str) -> None:
         import optuna
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -52,7 +57,7 @@ class Study:
         self.problem = problem
         try:
             self._storage = _open(storage)
-            direction: Literal["maximize", "minimize"] = "maximize" if problem.metric.maximise else "minimize"
+            direction: Literal["maximize", "minimize"] = "maximize" if problem.maximise else "minimize"
             self._study = optuna.create_study(study_name=name, storage=self._storage, load_if_exists=True, direction=direction)
             stored = self._study.user_attrs.get("identity")
             if stored is None:
@@ -73,22 +78,26 @@ class Study:
         """URL of the store inside a sweep's folder."""
         return f"sqlite:///{folder.resolve() / 'study.db'}"
 
-    def records(self) -> tuple[Record, ...]:
+    def note(self, key: str, value: Any) -> None:
+        """Keep something beside the trials, as plain JSON."""
+        self._study.set_user_attr(key, value)
+
+    def noted(self, key: str) -> Any:
+        """What was kept under ``key``; None: nothing."""
+        return self._study.user_attrs.get(key)
+
+    def records(self) -> tuple[T, ...]:
         """Every trial, in order of its number."""
         return tuple(self._record(trial) for trial in self._trials())
 
-    def add(self, suggestion: Suggestion) -> int:
-        """Store a suggestion as a running trial, atomically; returns its number. Nothing may start before this returns."""
-        from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+    def add(self, asked: A) -> int:
+        """Store what was asked for as a running trial, atomically; returns its number. Nothing may start before this returns."""
         from optuna.trial import TrialState, create_trial
 
-        domains, fidelities = self.problem.space.domains, self.problem.fidelities
-        params: dict[str, Any] = {f"w.{d}": float(w) for d, w in zip(domains, suggestion.weights, strict=True)}
-        space: dict[str, BaseDistribution] = {key: FloatDistribution(0.0, 1.0) for key in params}
-        params |= {"model_size": suggestion.model_size, "steps": suggestion.steps}
-        space |= {"model_size": CategoricalDistribution(fidelities.sizes), "steps": CategoricalDistribution(fidelities.steps)}
-        why = {k: v for k, v in asdict(suggestion).items() if k not in ("weights", "model_size", "steps")}
-        self._study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=space, user_attrs=why))
+        chosen = self.problem.parameters(asked)
+        values, kinds = {key: value for key, (value, _) in chosen.items()}, {key: kind for key, (_, kind) in chosen.items()}
+        why = self.problem.attributes(asked)
+        self._study.add_trial(create_trial(state=TrialState.RUNNING, params=values, distributions=kinds, user_attrs=why))
         return self._trials()[-1].number
 
     def tell(self, number: int, outcome: Outcome) -> None:
@@ -102,7 +111,9 @@ class Study:
         trial.set_user_attr("curve", [[step, list(values)] for step, values in outcome.curve])
         if outcome.message:
             trial.set_user_attr("message", outcome.message[:2000])
-        objective = [(step, self._own_units(values)) for step, values in outcome.curve]
+        for key, value in outcome.measured.items():
+            trial.set_user_attr(key, value)
+        objective = [(step, self.problem.value(values)) for step, values in outcome.curve]
         for step, value in objective:
             trial.report(value, step)
         with warnings.catch_warnings():
@@ -110,7 +121,7 @@ class Study:
             if outcome.ok:
                 self._study.tell(number, objective[-1][1])
             else:
-                self._study.tell(number, state=TrialState.FAIL)
+                self._study.tell(number, state=TrialState.PRUNED if outcome.aside else TrialState.FAIL)
 
     def details(self) -> list[dict[str, Any]]:
         """One flat dictionary a trial, for tables: parameters, status, value, why it was asked for."""
@@ -124,27 +135,13 @@ class Study:
             rows.append(row)
         return rows
 
-    def _own_units(self, values: tuple[float, ...]) -> float:
-        metric = self.problem.metric
-        return float(metric.own_units(float(metric.objective(values))))
-
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
-    def _record(self, trial: FrozenTrial) -> Record:
-        attrs = trial.user_attrs
-        weights = tuple(trial.params[f"w.{domain}"] for domain in self.problem.space.domains)
-        status = {"RUNNING": "running", "WAITING": "running", "COMPLETE": "ok"}.get(trial.state.name, "failed")
-        return Record(
-            number=trial.number,
-            weights=weights,
-            model_size=trial.params["model_size"],
-            steps=trial.params["steps"],
-            status=status,  # type: ignore[arg-type]
-            curve=tuple((int(step), tuple(values)) for step, values in attrs.get("curve", ())),
-            flops=attrs.get("charged_flops", attrs.get("flops", 0.0)),
-            parent=attrs.get("continues"),
-        )
+    def _record(self, trial: FrozenTrial) -> T:
+        ended: Status = "ok" if trial.state.name in ("COMPLETE", "PRUNED") else "failed"
+        status: Status = "running" if trial.state.name in ("RUNNING", "WAITING") else ended
+        return self.problem.record(trial.number, status, trial.params, trial.user_attrs)
 
 
 def _open(url: str) -> RDBStorage:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from src.nanollama.config import RunFolder
 from src.nanollama.config.compose import as_dict
-from src.nanollama.report.stored import store
 
 from .config import SweepConfig
 from .history import History
@@ -18,15 +15,11 @@ from .progress import Progress
 from .records import Record
 from .report.folder import Sweep
 from .report.page import sweep_page
+from .reporter import Reporter
 from .results import best, write_best, write_tables
 from .sinks import SweepSinks
 from .study import Study
 from .truth import Truth
-
-log = logging.getLogger("nanollama")
-
-REPORT_EVERY_S = 60.0
-REPORT_SHARE = 0.05  # of the sweep's time that reports may take
 
 
 class Watch:
@@ -37,7 +30,7 @@ class Watch:
         self.answers: dict[str, Any] = {}
         self._history = History(run.path, problem, truth)
         self._sinks = SweepSinks(run.path, cfg.metrics, as_dict(cfg), problem)
-        self._report_due = time.monotonic() + REPORT_EVERY_S
+        self._reporter = Reporter(run.path, lambda: sweep_page(Sweep.read(run.path, cfg, problem, truth)))
 
     def __call__(self, records: Sequence[Record]) -> None:
         """Write down the study as it is now."""
@@ -53,22 +46,10 @@ class Watch:
             for row in rows:
                 self._sinks.write(row, by_number[row["trial"]], acquisitions[row["trial"]])
         self.progress.show(records, self.answers)
-        if time.monotonic() >= self._report_due:
-            self._report()
+        self._reporter.when_due()
 
     def close(self) -> None:
         """The last report, also of a sweep that is interrupted or fails."""
-        self._report()
+        self._reporter.write()
         self._history.close()
         self._sinks.close()
-
-    def _report(self) -> None:
-        began = time.monotonic()
-        try:
-            page = sweep_page(Sweep.read(self.run.path, self.cfg, self.problem, self.truth))
-            page.write(self.run.path / "report.html")
-            store(page, self.run.path, first=3)
-        except Exception:  # a picture that cannot be drawn must not cost the trainings behind it
-            log.exception("the report could not be written; python -m src.apps.mixbo.report makes it again from the sweep's folder")
-        took = time.monotonic() - began
-        self._report_due = time.monotonic() + max(REPORT_EVERY_S, took / REPORT_SHARE)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from src.apps.mixbo.build import build
+from src.apps.mixbo.build import build, suggesting
 from src.apps.mixbo.config import SWEEP, SweepConfig, identity
 from src.apps.mixbo.controller import Controller, Limits
 from src.apps.mixbo.study import Study
@@ -71,7 +71,7 @@ def test_two_studies_at_once_decide_as_on_sqlite(server, tmp_path) -> None:
         folder.mkdir()
         problem, runner = build(cfg, folder / "trials")
         with closing(Study(identity(cfg), url or Study.sqlite(folder), problem, identity(cfg))) as study:
-            Controller(problem, study, runner, cfg.seed, Limits.of(cfg.budget, problem), lambda records: None).run(StopFlag())
+            Controller(suggesting(problem, cfg.seed), study, runner, Limits.of(cfg.budget, problem), lambda records: None).run(StopFlag())
             return study.records()
 
     with ThreadPoolExecutor(2) as pool:

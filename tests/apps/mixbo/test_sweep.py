@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from src.apps.mixbo.build import build
+from src.apps.mixbo.build import build, suggesting
 from src.apps.mixbo.config import SWEEP, identity
 from src.apps.mixbo.controller import Controller, Limits
 from src.apps.mixbo.records import Record
@@ -28,7 +28,7 @@ def prepare(tmp_path: Path, *argv: str):
     cfg = compose(SWEEP, [*argv, f"run_dir={tmp_path}"])
     problem, runner = build(cfg, tmp_path / "trials")
     study = Study("study", cfg.storage or Study.sqlite(tmp_path), problem, identity(cfg))
-    return Controller(problem, study, runner, cfg.seed, Limits.of(cfg.budget, problem), lambda records: None), study, problem
+    return Controller(suggesting(problem, cfg.seed), study, runner, Limits.of(cfg.budget, problem), lambda records: None), study, problem
 
 
 def simulate(tmp_path: Path, *argv: str) -> tuple[Record, ...]:
@@ -89,7 +89,7 @@ def test_two_studies_share_one_store(tmp_path) -> None:
     for cfg in cfgs:
         problem, runner = build(cfg, tmp_path / identity(cfg))
         study = Study(identity(cfg), url, problem, identity(cfg))
-        Controller(problem, study, runner, cfg.seed, Limits.of(cfg.budget, problem), lambda records: None).run(StopFlag())
+        Controller(suggesting(problem, cfg.seed), study, runner, Limits.of(cfg.budget, problem), lambda records: None).run(StopFlag())
         assert len(study.records()) == 3
 
 

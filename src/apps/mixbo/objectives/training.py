@@ -19,6 +19,7 @@ from src.nanollama.profiler import flops
 
 from ..options import FidelityConfig, TrainingConfig
 from ..problem import Fidelities, Metric
+from ..records import Record
 from ..study import Curve, Outcome
 
 # What every trial gets before the user's own overrides: a constant rate, so that a run is a prefix of every longer one (and can be
@@ -51,12 +52,12 @@ class Trainings:
         """Whether a finished run can be extended as it is: its schedule must not have begun to end."""
         return self.schedule == "constant"
 
-    def command(self, weights: Sequence[float], model_size: str, steps: int, run_dir: Path, parent: Path | None) -> tuple[str, ...]:
+    def command(self, trial: Record, run_dir: Path, parent: Path | None) -> tuple[str, ...]:
         """The command line of a trial; ``parent`` is the run folder that it continues."""
         overrides = [
-            *self._fixed(model_size),
-            f"data.weights=[{','.join(repr(float(w)) for w in weights)}]",
-            f"train.steps={steps}",
+            *self._fixed(trial.model_size),
+            f"data.weights=[{','.join(repr(float(w)) for w in trial.weights)}]",
+            f"train.steps={trial.steps}",
             f"eval.period={self.period}",
             "checkpoint.keep=1",
             f"run_dir={quoted(run_dir)}",
@@ -65,7 +66,7 @@ class Trainings:
             overrides.append(f"checkpoint.init_from={quoted(newest_checkpoint(parent))}")
         return (sys.executable, "-m", self.options.script, *overrides)
 
-    def outcome(self, run_dir: Path, result: Mapping[str, Any]) -> Outcome:
+    def outcome(self, trial: Record, run_dir: Path, result: Mapping[str, Any]) -> Outcome:
         """Read a finished run's learning curve: one validation loss per domain at every evaluation of its own."""
         curve = read_curve(run_dir, self.domains) if result["status"] == "ok" else ()
         if not self.continuable:  # a decaying rate makes intermediate losses no forecast of a shorter run's end

@@ -11,24 +11,38 @@ from pathlib import Path
 
 from src.nanollama.config import ConfigError
 from src.nanollama.config.tool import run_tool, split
+from src.nanollama.report import Page
+
+from ..folder import read_config
+from ..strategies import GREEDY
 
 
 def report(argv: Sequence[str]) -> None:
     """Write the page of the one sweep folder in ``paths``."""
     paths, options = split(argv, ("out",))
+    if len(paths) != 1:
+        raise ConfigError(f"name one sweep folder, got {len(paths)}; several are compared by python -m src.apps.mixbo.compare")
+    folder = Path(paths[0]).expanduser()
+    out = Path(options.get("out") or folder / "report.html")
+    page = make(folder)
+    page.write(out)
+    print(f"{page.lead}\nreport: {out.resolve()}")
+
+
+def make(folder: Path) -> Page:
+    """The page of a sweep's folder, whatever it searches."""
+    cfg = read_config(folder)
+    if cfg.strategy.name == GREEDY:
+        from ..growth.folder import load_page
+
+        return load_page(cfg, folder)
     import torch
 
     from .folder import load
     from .page import sweep_page
 
-    if len(paths) != 1:
-        raise ConfigError(f"name one sweep folder, got {len(paths)}; several are compared by python -m src.apps.mixbo.compare")
     torch.set_num_threads(1)  # the matrices are small
-    folder = Path(paths[0]).expanduser()
-    out = Path(options.get("out") or folder / "report.html")
-    page = sweep_page(load(folder))
-    page.write(out)
-    print(f"{page.lead}\nreport: {out.resolve()}")
+    return sweep_page(load(folder))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -26,6 +26,8 @@ REGISTRY: dict[str, tuple[str, bool]] = {
     "qmfkg": ("reference", True),
 }
 
+GREEDY = "greedy"  # grows a model instead of searching mixtures; see the package ``growth``
+
 
 def lookup(name: str) -> Strategy:
     """The strategy called ``name``."""

@@ -1,0 +1,28 @@
+"""The parts of a search for the best mixture, put together before anything runs."""
+
+from __future__ import annotations
+
+from src.nanollama.config import RunFolder
+
+from .build import build, suggesting
+from .config import SweepConfig, identity
+from .controller import Limits
+from .parts import Parts
+from .progress import Progress
+from .records import Record, Suggestion
+from .runners import SimulatedRunner
+from .study import Study
+from .truth import Truth
+from .watch import Watch
+
+
+def mixtures(cfg: SweepConfig, run: RunFolder) -> Parts[Suggestion, Record]:
+    """A search for the best mixture. Raises ConfigError before anything is trained."""
+    problem, runner = build(cfg, run.path / "trials")
+    limits = Limits.of(cfg.budget, problem)
+    name = identity(cfg)
+    study = Study(f"{cfg.name}-{name}", cfg.storage or Study.sqlite(run.path), problem, name)
+    truth = Truth(problem, runner.objective) if isinstance(runner, SimulatedRunner) else None
+    progress = Progress(problem, limits, run.path)
+    watch = Watch(cfg, run, problem, study, truth, progress)
+    return Parts(suggesting(problem, cfg.seed), study, runner, limits, watch, progress)
