@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from src.nanollama.config import ROOT, ConfigError, Interrupted, RunFailed, read_result
 from src.nanollama.config.folder import new_folder
+from src.nanollama.metrics.sinks import newest
 
 SLOTS = 4  # most commands at a time: a small model gains more from a core of its own than from several
 PATIENCE = 20  # seconds that an interrupted command gets to save what it has
@@ -205,7 +206,8 @@ class Child:
         """Share done, from 0 to 1; a command without training steps has only these two."""
         if self.process.poll() == 0:
             return 1.0
-        return last_step(self.folder / self.step.name / "metrics.jsonl") / self.step.train_steps if self.step.train_steps else 0.0
+        record = newest(self.folder / self.step.name / "metrics.jsonl", "train") if self.step.train_steps else None
+        return record["step"] / self.step.train_steps if record else 0.0
 
     def error(self) -> str:
         """Why it failed: its own message, or the last lines of its log."""
@@ -217,17 +219,6 @@ class Child:
         """Send to the command and everything it started."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, number)
-
-
-def last_step(metrics: Path) -> int:
-    """The step of the newest complete record; 0 if there is none."""
-    try:
-        with metrics.open("rb") as file:
-            file.seek(max(0, metrics.stat().st_size - 4096))
-            lines = file.read().split(b"\n")[:-1]
-        return json.loads(lines[-1])["step"]
-    except (OSError, IndexError, ValueError):
-        return 0
 
 
 def run_all(steps: Sequence[Step], folder: Path) -> None:

@@ -74,13 +74,6 @@ def test_where_it_goes(tmp_path: Path) -> None:
     assert demo.place([f"run_dir={tmp_path / 'new'}"]) == tmp_path / "new"
 
 
-def test_progress_survives_a_torn_record(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    assert demo.last_step(path) == 0
-    path.write_text('{"step": 3}\n{"step": 4}\n{"st')
-    assert demo.last_step(path) == 4
-
-
 def step(name: str, module: str, *arguments: str, after: tuple[str, ...] = ()) -> demo.Step:
     return demo.Step(name, module, lambda folder: arguments, lambda folder: "", after)
 

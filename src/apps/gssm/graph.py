@@ -10,8 +10,8 @@ All nodes start in state 0, which is not emitted. A token is the mixed-radix num
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -87,14 +87,6 @@ class Graph:
     def has_context(self) -> bool:
         """Whether some kernel is drawn anew for every sequence, which puts the exact filter out of reach."""
         return any(node.mode == "context" for node in self.nodes)
-
-    def with_alpha(self, alpha: float, names: Iterable[str]) -> Graph:
-        """The same graph with another concentration on the named nodes."""
-        chosen = set(names)
-        value = _check_alpha(alpha, f"alpha of {', '.join(sorted(chosen))}")
-        if unknown := chosen - {node.name for node in self.nodes}:
-            raise ConfigError(f"no node is named {', '.join(sorted(unknown))}; nodes: {', '.join(node.name for node in self.nodes)}")
-        return Graph(tuple(replace(node, alpha=value) if node.name in chosen else node for node in self.nodes))
 
     def describe(self) -> list[dict[str, Any]]:
         """The graph as plain data, for run records and fingerprints."""

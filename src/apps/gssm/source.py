@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from src.nanollama.train.loop import Floor
 from . import files, graph, kernels
 from .config import GssmConfig, domain
 from .estimate import bounds
-from .filter import Filter, bayes_loss
+from .filter import Filter, bayes_loss, work
 from .sampler import Sampler
 
 log = logging.getLogger("nanollama")
@@ -61,35 +62,32 @@ class Law:
         return {"floor": found.name, **facts}
 
     @property
-    def work(self) -> int:
-        """Multiplications of the filter for one token."""
-        return self.graph.nb_states * max(1, sum(node.state_dim for node in self.graph.latents))
+    def floor_sequences(self) -> int:
+        """How many sequences the floor of the training stream is averaged over."""
+        least, most = FLOOR_SEQUENCES
+        return int(min(most, max(least, FLOOR_WORK / (work(self.graph) * self.seq_len))))
 
     def losses(self, tokens: np.ndarray) -> np.ndarray | None:
         """Bayes-optimal loss of each sequence over its predicted positions, (N,) nats per token, or None."""
         if self.filter is None:
             return None
-        if self.work * tokens.size > SLOW:
-            seconds = self.work * tokens.size * 2e-9
+        multiplications = work(self.graph) * tokens.size
+        if multiplications > SLOW:
+            seconds = multiplications * 2e-9
             log.info("filtering %d sequences over %d joint states takes about %.0f s", len(tokens), self.graph.nb_states, seconds)
         return self.filter.nll(tokens)[:, 1:].mean(axis=1)
 
-    def held_out(self, tokens: np.ndarray) -> dict[str, HeldOut]:
-        """Validation sequences with the exact floor of each."""
-        return {"valid": HeldOut(tokens, floor=self.losses(tokens))}
 
+class OneLaw(ABC):
+    """Sequences of one law, wherever they come from."""
 
-class OnFly:
-    """Infinite data: sequence i of a split is a function of (train.seed, graph_seed, split, i)."""
-
-    def __init__(self, cfg: GssmConfig, law: Law) -> None:
+    def __init__(self, law: Law) -> None:
         self.law = law
-        self.vocab_size = law.graph.vocab_size
-        self.seq_len = cfg.data.seq_len
+        self.vocab_size, self.seq_len = law.graph.vocab_size, law.seq_len
 
+    @abstractmethod
     def batch(self, split: str, start: int, count: int) -> np.ndarray:
         """(count, seq_len + 1) tokens: inputs and the targets one to their right."""
-        return self.law.sampler.sample(split, start, count, self.seq_len + 1)
 
     @property
     def floor_facts(self) -> dict[str, Any]:
@@ -97,20 +95,30 @@ class OnFly:
         return self.law.floor_facts
 
     def held_out(self, sequences: int) -> dict[str, HeldOut]:
-        """The first validation sequences, with their floor."""
-        return self.law.held_out(self.batch("valid", 0, sequences))
+        """The first validation sequences, with the exact floor of each."""
+        tokens = self.batch("valid", 0, sequences)
+        return {"valid": HeldOut(tokens, floor=self.law.losses(tokens))}
+
+
+class OnFly(OneLaw):
+    """Infinite data: sequence i of a split is a function of (train.seed, graph_seed, split, i)."""
+
+    def __init__(self, cfg: GssmConfig, law: Law) -> None:
+        super().__init__(law)
+
+    def batch(self, split: str, start: int, count: int) -> np.ndarray:
+        """(count, seq_len + 1) tokens: inputs and the targets one to their right."""
+        return self.law.sampler.sample(split, start, count, self.seq_len + 1)
 
     def floor(self) -> Floor | None:
         """Expected Bayes loss of the training stream."""
         if self.law.filter is None:
             return None
-        least, most = FLOOR_SEQUENCES
-        sequences = int(min(most, max(least, FLOOR_WORK / (self.law.work * self.seq_len))))
-        found = bayes_loss(self.law.sampler, self.law.filter, self.seq_len, sequences)
+        found = bayes_loss(self.law.sampler, self.law.filter, self.seq_len, self.law.floor_sequences)
         return Floor(found.mean, found.se)
 
 
-class Files:
+class Files(OneLaw):
     """Finite data: the training sequences of a data set, every epoch in a new order.
 
     Sample i is row ``order(i // n)[i % n]`` of n: a function of the index, so that a training resumes in the middle of an epoch like
@@ -119,10 +127,8 @@ class Files:
 
     def __init__(self, cfg: GssmConfig, law: Law) -> None:
         assert cfg.data.path
-        self.law = law
+        super().__init__(law)
         self.data = files.open_data_set(Path(cfg.data.path), law.kernels)
-        self.vocab_size = law.graph.vocab_size
-        self.seq_len = cfg.data.seq_len
         self.seed = cfg.train.seed
         self.sequences = cfg.data.sequences or len(self.data.train)
         for key, asked, there in (
@@ -151,19 +157,9 @@ class Files:
             self._orders[epoch] = np.argsort(words, kind="stable")
         return self._orders[epoch]
 
-    @property
-    def floor_facts(self) -> dict[str, Any]:
-        """How the floor is known."""
-        return self.law.floor_facts
-
-    def held_out(self, sequences: int) -> dict[str, HeldOut]:
-        """The first test sequences, with their floor."""
-        return self.law.held_out(self.batch("valid", 0, sequences))
-
     def floor(self) -> Floor | None:
         """Bayes loss of the training sequences, averaged over the first of them."""
-        least, most = FLOOR_SEQUENCES
-        count = int(min(self.sequences, max(least, min(most, FLOOR_WORK / (self.law.work * self.seq_len)))))
+        count = min(self.sequences, self.law.floor_sequences)
         losses = self.law.losses(self.data.train[:count, : self.seq_len + 1])
         return None if losses is None else Floor(float(losses.mean()), standard_error(losses) * (1 - count / self.sequences) ** 0.5)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from ..config import ConfigError, read_result, write_json
 from ..config.folder import is_locked
+from ..metrics.sinks import newest
 from . import local, slurm
 from .job import Launch, launches
 
@@ -91,21 +91,11 @@ def _first_line(result: dict[str, Any]) -> str:
 
 def progress(run_dir: Path) -> str:
     """The newest training record, in words."""
-    try:
-        with (run_dir / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 65536))
-            lines = file.read().splitlines()
-    except OSError:
+    record = newest(run_dir / "metrics.jsonl", "train")
+    if record is None:
         return ""
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # cut at either end
-        if record.get("split") == "train":
-            loss = record.get("loss")  # null where it was not finite
-            return f"step {record['step']}, loss {'not finite' if loss is None else format(loss, '.4f')}"
-    return ""
+    loss = record.get("loss")  # null where it was not finite
+    return f"step {record['step']}, loss {'not finite' if loss is None else format(loss, '.4f')}"
 
 
 def table(rows: Sequence[State]) -> str:

@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,6 +58,21 @@ def complete_lines(path: Path) -> list[str]:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Every complete record of a metrics file."""
     return [json.loads(line) for line in complete_lines(path)]
+
+
+def newest(path: Path, split: str) -> dict[str, Any] | None:
+    """The last complete record of a split among the last 64 KiB of a metrics file; None if there is none, or no file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - (1 << 16)))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with suppress(ValueError):  # the first may be a part
+            if (record := json.loads(line))["split"] == split:
+                return record
+    return None
 
 
 class TensorBoard:
@@ -124,8 +140,8 @@ def wandb_id(run_dir: Path) -> str:
 
 def chart_values(record: Record) -> dict[str, Any]:
     """A record as wandb charts it: ``<metric>/<split>`` (or the metric's own path) over ``step``, which may come in any order."""
-    values = {key if "/" in key else f"{key}/{record['split']}": v for key, v in record.items() if key not in ("step", "split") and v is not None}
-    return {"step": record["step"], **values}
+    shown = {key: value for key, value in record.items() if key not in ("step", "split") and value is not None}
+    return {"step": record["step"]} | {key if "/" in key else f"{key}/{record['split']}": value for key, value in shown.items()}
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:

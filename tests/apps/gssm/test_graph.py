@@ -61,13 +61,6 @@ def test_own_alpha_wins_and_may_differ_by_symbol():
     assert [n.alpha for n in g.nodes] == [(0.5, 2.0), 3.0]
 
 
-def test_with_alpha_changes_only_the_named_nodes():
-    g = reference_graph(1e-3, 0.125).with_alpha(0.7, ["Z1", "Z3"])
-    assert [n.alpha for n in g.nodes] == [0.7, 0.125, 0.7, 0.125, 1e-3]
-    with pytest.raises(ConfigError, match="no node is named Q"):
-        g.with_alpha(0.7, ["Q"])
-
-
 @pytest.mark.parametrize(
     ("nodes", "words"),
     [
