@@ -8,7 +8,8 @@ from src.nanollama.metrics.sinks import newest
 def test_newest_whole_record_of_a_split(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert newest(path, "train") is None
-    path.write_text("".join(f'{{"split": "train", "step": {step}}}\n' for step in range(5000)) + '{"split": "valid", "step": 7}\n{"split": "tr')
+    lines = [f'{{"split": "train", "step": {step}}}' for step in range(5000)] + ['{"split": "valid", "step": 7}', '{"split": "tr']
+    path.write_text("\n".join(lines))
     assert newest(path, "train") == {"split": "train", "step": 4999}
     assert newest(path, "valid") == {"split": "valid", "step": 7}
     assert newest(path, "test") is None
