@@ -87,7 +87,7 @@ def main() -> None:
     args = parser.parse_args()
     steps, seeds = args.steps or (20 if args.quick else 1000), args.seeds or (1 if args.quick else 3)
     rows = [row for seed in range(seeds) for row in one_seed(seed, steps, 8 if args.quick else 64)]
-    print(f"excess over the floor, nats per token: positions up to {LENGTH} (as trained) / beyond; median of {seeds} seeds\n\n{table(rows)}")
+    print(f"excess over the floor, nats per token: positions to {LENGTH} (as trained) / beyond; median of {seeds} seeds\n\n{table(rows)}")
     if args.json:
         args.json.write_text(json.dumps({"steps": steps, "overrides": SMALL, "rows": rows}, indent=1) + "\n")
 
