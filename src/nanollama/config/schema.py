@@ -6,7 +6,9 @@ An app's own config is a dataclass that has these as fields beside its own. ``No
 
 from __future__ import annotations
 
+import re
 from dataclasses import field
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -28,12 +30,44 @@ Positive = Annotated[int, Field(ge=1), BeforeValidator(_number)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 Fraction = Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)]
+SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
+
+
+def _parameters(value: Any) -> Any:
+    """A count written for people: ``1.8M``, ``500k``, ``1e6``."""
+    found = re.fullmatch(r"([\d.]+(?:[eE]\+?\d+)?)\s*([kMB]?)", str(value))
+    try:
+        count = Decimal(found[1]) * SUFFIXES[found[2]] if found and not isinstance(value, bool) else None
+    except InvalidOperation:
+        count = None
+    if count is None or count != count.to_integral_value():
+        raise ValueError("a whole number of parameters is meant, such as 1800000, 1.8M or 500k")
+    return int(count)
+
+
+Parameters = Annotated[int, Field(ge=1), BeforeValidator(_parameters)]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def config(cls: type[T]) -> type[T]:
     """Class decorator of every config: a frozen dataclass whose fields are checked when it is built; unknown keys are errors."""
     return cast(type[T], dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls))
+
+
+FAMILIES = ("collective", "shallow", "balanced", "deep", "very_deep", "deep_resnet", "very_deep_resnet")
+Family = Literal["collective", "shallow", "balanced", "deep", "very_deep", "deep_resnet", "very_deep_resnet"]
+
+
+@config
+class CollectiveConfig:
+    """Sub-networks of the family ``collective``: experts read the token's embedding, analysts read it and the experts' joint code."""
+
+    n_total: Annotated[int, Field(ge=2), BeforeValidator(_number)] = 8  # experts and analysts together
+    expert_ratio: Annotated[float, Field(gt=0, lt=1), BeforeValidator(_number)] = 0.25  # share of the experts: at least one of each kind
+    c_expert: PositiveFloat = 0.25  # size of the code / joint width of the experts
+    width: Positive | None = None  # of each sub-network; None: emb_dim / 2
+    n_experts: Positive | None = None  # None: from expert_ratio
+    code_dim: Positive | None = None  # None: from c_expert
 
 
 @config
@@ -48,6 +82,8 @@ class ModelConfig:
     qk_head_dim: Positive | None = None  # None: emb_dim / nb_heads
     v_head_dim: Positive | None = None  # None: emb_dim / nb_heads
     ffn_dim: Positive | None = None  # None: 8/3 emb_dim, rounded up to a multiple of 32
+    ffn_dims: tuple[Positive, ...] | None = None  # one for each layer, in place of ffn_dim
+    residual: bool = True  # false: no skip connections, each layer's output replaces its input
     tie_embeddings: bool = False
     rope_theta: PositiveFloat = 10000.0
     norm_eps: PositiveFloat = 1e-5
@@ -60,6 +96,11 @@ class ModelConfig:
     rope_scaling: Literal["none", "linear", "ntk", "llama3", "yarn"] = "none"  # for sequences longer than those of the training
     rope_factor: PositiveFloat = 1.0  # how many times longer
     rope_length: Positive | None = None  # llama3 and yarn: length of the training's sequences
+    family: Family | None = None  # depth, widths and skips of a named family, solved for target_params (see model/families.py)
+    target_params: Parameters | None = None  # e.g. 1.8M
+    match: Literal["target", "native"] = "target"  # native: the collective's own keys give its size, and it ignores target_params
+    match_embeddings: bool = True  # whether target_params counts embedding and head
+    collective: CollectiveConfig = field(default_factory=CollectiveConfig)
 
 
 @config

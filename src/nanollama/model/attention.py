@@ -20,8 +20,8 @@ from .sizing import required
 from .state import Context, KVCache
 
 
-class Attention(nn.Module):
-    """Project to queries, keys and values with one matrix, turn, attend, project back."""
+class Heads(nn.Module):
+    """Project to queries, keys and values with one matrix, turn, attend: (B, T, emb_dim) -> (B, T, H * D_v), head by head."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -29,13 +29,12 @@ class Attention(nn.Module):
         self.qk_dim, self.v_dim = required(cfg.qk_head_dim), required(cfg.v_head_dim)
         self.sizes = [self.nb_heads * self.qk_dim, self.kv_heads * self.qk_dim, self.kv_heads * self.v_dim]
         self.qkv = Linear(cfg.emb_dim, sum(self.sizes))
-        self.out = Linear(self.nb_heads * self.v_dim, cfg.emb_dim)
 
     def forward(self, x: Tensor, at: Context, cache: KVCache | None = None) -> Tensor:
-        """(B, T, emb_dim) -> (B, T, emb_dim). With a cache, keys and values are written to it at ``at.positions``."""
+        """With a cache, keys and values are written to it at ``at.positions``."""
         qkv = self.qkv(x)
         if cache is None and at.mask is None and chunks_are_faster(qkv):
-            return self.out(cpu.attention(qkv, at.cos, at.sin, self.nb_heads, self.kv_heads, self.qk_dim))
+            return cpu.attention(qkv, at.cos, at.sin, self.nb_heads, self.kv_heads, self.qk_dim)
         q, k, v = self.heads(qkv, at)
         if cache is not None:
             k, v = cache.write(k, v, at)
@@ -44,7 +43,7 @@ class Attention(nn.Module):
         else:
             causal, grouped = at.mask is None, self.nb_heads != self.kv_heads
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=at.mask, is_causal=causal, enable_gqa=grouped)
-        return self.out(y.transpose(1, 2).flatten(2))
+        return y.transpose(1, 2).flatten(2)
 
     def heads(self, qkv: Tensor, at: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Turned queries (B, H, T, D_qk), turned keys (B, K, T, D_qk) and values (B, K, T, D_v)."""
@@ -58,6 +57,17 @@ class Attention(nn.Module):
         """An empty cache for ``batch`` sequences of at most ``capacity`` tokens, with the dtype and device of ``like``."""
         shape = (batch, self.kv_heads, capacity)
         return KVCache(like.new_zeros(*shape, self.qk_dim), like.new_zeros(*shape, self.v_dim))
+
+
+class Attention(Heads):
+    """Attention heads and the matrix that brings what they found back to (B, T, emb_dim)."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        self.out = Linear(self.nb_heads * self.v_dim, cfg.emb_dim)
+
+    def forward(self, x: Tensor, at: Context, cache: KVCache | None = None) -> Tensor:
+        return self.out(super().forward(x, at, cache))
 
 
 def chunks_are_faster(x: Tensor) -> bool:

@@ -105,6 +105,11 @@ def _layer_names(cfg: ModelConfig) -> dict[str, tuple[list[str], list[int]]]:
 
 def to_llama_config(cfg: ModelConfig, max_length: int) -> dict[str, Any]:
     """Hugging Face's ``config.json`` for a resolved config."""
+    if cfg.family == "collective" or not cfg.residual or cfg.ffn_dims:
+        raise ConfigError(
+            "Llama has skip connections and feed-forwards of one width; this model has "
+            f"model.family={cfg.family}, model.residual={cfg.residual}, model.ffn_dims={cfg.ffn_dims}"
+        )
     if set(cfg.mixers) != {"attn"} or cfg.window is not None or cfg.qk_head_dim != cfg.v_head_dim or cfg.rope_scaling not in ROPE_NAMES:
         raise ConfigError(
             "Llama has attention in every layer, no window, query and value heads of one size and rope_scaling "

@@ -46,7 +46,7 @@ class SSMCache:
     state: Tensor
 
 
-LayerCache = KVCache | SSMCache
+LayerCache = KVCache | SSMCache | tuple[KVCache, KVCache]  # a collective has two stages
 
 
 @dataclass

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.schema import ModelConfig
-from . import masks, rope
-from .attention import Attention
+from . import isometry, masks, rope
+from .attention import Attention, Heads
+from .collective import Collective
+from .families import resolve
 from .layers import Linear, RMSNorm, SwiGLU, compute_dtype
 from .rope_scaling import inverse_frequencies, magnitude
-from .sizing import mixers, required, resolve
+from .sizing import ffn_widths, mixers, required
 from .ssm import SSM
 from .state import Cache, Context, LayerCache
 
@@ -21,18 +24,37 @@ MIXERS: dict[str, type[Attention] | type[SSM]] = {"attn": Attention, "ssm": SSM}
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + ffn(norm(x))."""
+    """x + mixer(norm(x)), then x + ffn(norm(x)); without ``residual`` the sums are left out."""
 
-    def __init__(self, cfg: ModelConfig, mixer: str) -> None:
+    def __init__(self, cfg: ModelConfig, mixer: str, ffn_dim: int) -> None:
         super().__init__()
+        self.residual = cfg.residual
         self.mixer_norm = RMSNorm(cfg.emb_dim, cfg.norm_eps)
         self.mixer = MIXERS[mixer](cfg)
         self.ffn_norm = RMSNorm(cfg.emb_dim, cfg.norm_eps)
-        self.ffn = SwiGLU(cfg.emb_dim, required(cfg.ffn_dim))
+        self.ffn = SwiGLU(cfg.emb_dim, ffn_dim)
 
     def forward(self, x: Tensor, at: Context, cache: LayerCache | None = None) -> Tensor:
+        if not self.residual:
+            return self.ffn(self.ffn_norm(self.mixer(self.mixer_norm(x), at, cache)))
         x = x + self.mixer(self.mixer_norm(x), at, cache)
         return x + self.ffn(self.ffn_norm(x))
+
+    def new_cache(self, batch: int, capacity: int, like: Tensor) -> LayerCache:
+        """An empty cache for ``batch`` sequences of at most ``capacity`` tokens, with the dtype and device of ``like``."""
+        return self.mixer.new_cache(batch, capacity, like)
+
+
+def _layers(cfg: ModelConfig) -> Iterable[nn.Module]:
+    if cfg.family == "collective":
+        return [Collective(cfg)]
+    return (Block(cfg, mixer, width) for mixer, width in zip(mixers(cfg), ffn_widths(cfg), strict=True))
+
+
+def stream(seed: int, name: str) -> torch.Generator:
+    """Random numbers for the part of a model that is called ``name``."""
+    # torch's CPU generator reads only 32 bits of its seed, so seed and name are hashed into these.
+    return torch.Generator("cpu").manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
 
 class Transformer(nn.Module):
@@ -52,7 +74,7 @@ class Transformer(nn.Module):
         self.cfg = cfg = resolve(cfg)
         vocab = required(cfg.vocab_size)
         self.embed = nn.Embedding(vocab, cfg.emb_dim, _weight=torch.empty(vocab, cfg.emb_dim))
-        self.layers = nn.ModuleList(Block(cfg, mixer) for mixer in mixers(cfg))
+        self.layers = nn.ModuleList(_layers(cfg))
         self.norm = RMSNorm(cfg.emb_dim, cfg.norm_eps)
         # A tied head has no parameter of its own: sharding and checkpoints then never meet the same tensor twice.
         self.head = None if cfg.tie_embeddings else Linear(cfg.emb_dim, vocab)
@@ -66,7 +88,8 @@ class Transformer(nn.Module):
 
         Matrices are truncated normals of deviation ``init_std``, those that write into the residual stream divided by
         sqrt(2 * nb_layers) (Radford et al., 2019); norms are one. Each matrix draws from a stream of its own name, so that a model
-        with one more layer keeps the others. On the meta device nothing happens.
+        with one more layer keeps the others. Layers without skip connections start near the identity
+        (``isometry``). On the meta device nothing happens.
         """
         if self.inv_freq.is_meta:
             return
@@ -74,19 +97,31 @@ class Transformer(nn.Module):
             if param.dim() == 1:
                 param.fill_(1.0)
                 continue
-            std = self._init_std(name)
-            # torch's CPU generator reads only 32 bits of its seed, so seed and name are hashed into these.
-            generator = torch.Generator("cpu").manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+            std = self._init_std(name, param)
             draw = torch.empty(param.shape, device="cpu", dtype=torch.float32)
-            param.copy_(nn.init.trunc_normal_(draw, std=std, a=-3 * std, b=3 * std, generator=generator))
+            param.copy_(nn.init.trunc_normal_(draw, std=std, a=-3 * std, b=3 * std, generator=stream(seed, name)))
         for module in self.modules():
             if isinstance(module, SSM):
                 module.init_dynamics()
+        if not self.cfg.residual:
+            self._start_near_identity(seed)
         self.inv_freq.copy_(inverse_frequencies(self.cfg))
 
-    def _init_std(self, name: str) -> float:
+    def _start_near_identity(self, seed: int) -> None:
+        for name, module in self.named_modules():
+            generator = stream(seed, name)
+            if isinstance(module, Heads):
+                isometry.look_at_oneself(module)
+            if isinstance(module, Attention):
+                isometry.bring_back(module, generator)
+            if isinstance(module, SwiGLU):
+                isometry.look_linear(module, generator)
+
+    def _init_std(self, name: str, param: Tensor) -> float:
         if name.endswith("mixer.conv"):
             return 0.5  # four taps: keeps the scale
+        if not self.cfg.residual and name.startswith("layers."):
+            return float(param.shape[-1] ** -0.5)  # nothing carries the signal past a matrix: each keeps its size
         std = self.cfg.init_std or self.cfg.emb_dim**-0.5
         return std * (2 * self.cfg.nb_layers) ** -0.5 if name.endswith(("mixer.out.weight", "ffn.down.weight")) else std
 
@@ -133,7 +168,7 @@ class Transformer(nn.Module):
     def new_cache(self, batch: int, capacity: int) -> Cache:
         """An empty cache for ``batch`` sequences of at most ``capacity`` tokens."""
         like = self.embed.weight.new_empty((), dtype=compute_dtype(self.embed.weight))
-        layers = [layer.mixer.new_cache(batch, capacity, like) for layer in self.layers]  # type: ignore[operator, union-attr]
+        layers = [layer.new_cache(batch, capacity, like) for layer in self.layers]  # type: ignore[operator]
         return Cache(layers, torch.zeros(batch, dtype=torch.int64, device=like.device), capacity)
 
     def _rotation(self, positions: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

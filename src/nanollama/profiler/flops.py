@@ -14,6 +14,7 @@ Imports nothing of ours, nor torch.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Protocol
@@ -52,6 +53,8 @@ class Shape(Protocol):
     @property
     def ffn_dim(self) -> int | None: ...
     @property
+    def ffn_dims(self) -> Sequence[int] | None: ...
+    @property
     def mixers(self) -> Sequence[str]: ...
     @property
     def ssm_state(self) -> int: ...
@@ -59,6 +62,23 @@ class Shape(Protocol):
     def ssm_expand(self) -> int: ...
     @property
     def window(self) -> int | None: ...
+    @property
+    def family(self) -> str | None: ...
+    @property
+    def collective(self) -> SubNetworks: ...
+
+
+class SubNetworks(Protocol):
+    """Sizes of the family ``collective``."""
+
+    @property
+    def n_total(self) -> int: ...
+    @property
+    def n_experts(self) -> int | None: ...
+    @property
+    def width(self) -> int | None: ...
+    @property
+    def code_dim(self) -> int | None: ...
 
 
 SSM_CHUNK = 64  # positions a recurrent mixer treats at once
@@ -73,8 +93,11 @@ def forward(shape: Shape, seq_len: int, *, causal: bool = True) -> dict[str, flo
         causal: count the keys a query sees on average (T / 2, less with a window); else T (or the window).
 
     Returns:
-        ``embedding`` (a look-up: 0), ``attention.projections``, ``attention.scores``, ``ssm.projections``, ``ssm.scan``, ``ffn``, ``head``.
+        ``embedding`` (a look-up: 0), ``attention.projections``, ``attention.scores``, ``ssm.projections``, ``ssm.scan``, ``ffn``, ``head``;
+        of a collective ``attention.projections``, ``attention.scores``, ``ffn``, ``bottleneck``, ``head``.
     """
+    if shape.family == "collective":
+        return _collective(shape, seq_len, causal=causal)
     d, heads, layers = shape.emb_dim, shape.nb_heads, shape.nb_layers
     ssm_layers = layers * list(shape.mixers).count("ssm") // len(shape.mixers)
     attn_layers = layers - ssm_layers
@@ -88,7 +111,23 @@ def forward(shape: Shape, seq_len: int, *, causal: bool = True) -> dict[str, flo
         "attention.scores": 2.0 * attn_layers * heads * head_dims * visible_keys(seq_len, shape.window, causal=causal),
         "ssm.projections": 2.0 * ssm_layers * d * (3 * inner + 2 * state + heads),
         "ssm.scan": 2.0 * ssm_layers * (within + carried),
-        "ffn": 2.0 * layers * 3 * d * _known(shape.ffn_dim),
+        "ffn": 2.0 * 3 * d * (sum(shape.ffn_dims) if shape.ffn_dims else layers * _known(shape.ffn_dim)),
+        "head": 2.0 * d * _known(shape.vocab_size),
+    }
+
+
+def _collective(shape: Shape, seq_len: int, *, causal: bool) -> dict[str, float]:
+    """Experts read the embedding, analysts read it and the experts' code; a bottleneck of two maps joins each of the two stages."""
+    parts, d = shape.collective, shape.emb_dim
+    width, code, experts = _known(parts.width), _known(parts.code_dim), _known(parts.n_experts)
+    stages = ((experts * width, d, code), ((parts.n_total - experts) * width, d + code, d))  # joint width, inputs, outputs
+    joint = parts.n_total * width
+    return {
+        "embedding": 0.0,
+        "attention.projections": sum(2.0 * inputs * 3 * wide for wide, inputs, _ in stages),
+        "attention.scores": 2.0 * 2 * joint * visible_keys(seq_len, shape.window, causal=causal),
+        "ffn": 2.0 * 3 * joint * _known(shape.ffn_dim),
+        "bottleneck": sum(2.0 * math.isqrt(wide * outputs) * (wide + outputs) for wide, _, outputs in stages),
         "head": 2.0 * d * _known(shape.vocab_size),
     }
 

@@ -30,9 +30,12 @@ class HeldOut:
 
 
 @torch.no_grad()
-def sequence_losses(model: nn.Module, tokens: np.ndarray, batch: int, ranks: Ranks, precision_name: str) -> np.ndarray:
-    """Mean loss of each sequence (N,), float64, nats per token; the ranks share the work and all get the whole result."""
-    losses = torch.zeros(len(tokens), dtype=torch.float64, device=ranks.device)
+def sequence_scores(model: nn.Module, tokens: np.ndarray, batch: int, ranks: Ranks, precision_name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of each sequence, (N,) float64: mean loss, nats per token, and the share of tokens that the model puts first.
+
+    The ranks share the work and all get the whole result.
+    """
+    scores = torch.zeros(2, len(tokens), dtype=torch.float64, device=ranks.device)
     start, length = ranks.share(len(tokens))
     longest = -(-len(tokens) // ranks.world)
     model.eval()
@@ -43,17 +46,23 @@ def sequence_losses(model: nn.Module, tokens: np.ndarray, batch: int, ranks: Ran
         with precision(precision_name, ranks.device):
             logits = model(part[:, :-1])
         nll = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten(), reduction="none")
-        losses[rows] = nll.view(len(mine), -1).double().mean(dim=1)[: rows.stop - rows.start]
+        right = logits.argmax(dim=-1) == part[:, 1:]
+        each = torch.stack([nll.view(len(mine), -1).double().mean(dim=1), right.double().mean(dim=1)])
+        scores[:, rows] = each[:, : rows.stop - rows.start]
     model.train()
-    return ranks.sum(losses).cpu().numpy()
+    losses, accuracies = ranks.sum(scores).cpu().numpy()
+    return losses, accuracies
 
 
 def evaluate(model: nn.Module, splits: Mapping[str, HeldOut], batch: int, ranks: Ranks, precision_name: str) -> dict[str, dict[str, Any]]:
-    """Split -> loss and its standard error over sequences; with a floor also ``bayes_loss`` and ``excess_loss`` on the same sequences."""
+    """Split -> loss with its standard error over sequences, and next-token accuracy.
+
+    With a floor also ``bayes_loss`` and ``excess_loss`` on the same sequences.
+    """
     records = {}
     for split, held_out in splits.items():
-        losses = sequence_losses(model, held_out.tokens, batch, ranks, precision_name)
-        record = {"loss": float(losses.mean()), "loss_se": standard_error(losses)}
+        losses, accuracies = sequence_scores(model, held_out.tokens, batch, ranks, precision_name)
+        record = {"loss": float(losses.mean()), "loss_se": standard_error(losses), "accuracy": float(accuracies.mean())}
         if held_out.floor is not None:
             excess = losses - held_out.floor  # paired: the luck of the draw cancels
             record |= {
@@ -65,6 +74,21 @@ def evaluate(model: nn.Module, splits: Mapping[str, HeldOut], batch: int, ranks:
             record["bits_per_byte"] = record["loss"] / math.log(2) / held_out.bytes_per_token
         records[split] = record
     return records
+
+
+def final_metrics(final: Mapping[str, Mapping[str, Any]], parameters: int) -> dict[str, float | int]:
+    """What runs of models of different sizes are compared by, from the last evaluation of all splits (their plain mean).
+
+    The two ratios fall with size almost whatever the model; the report's loss at equal size says more.
+    """
+    accuracy = sum(record["accuracy"] for record in final.values()) / len(final)
+    return {
+        "final/test_accuracy": accuracy,
+        "final/test_loss": sum(record["loss"] for record in final.values()) / len(final),
+        "final/model_params": parameters,
+        "final/param_efficiency": accuracy / parameters * 1e5,
+        "final/accuracy_per_million_params": accuracy / parameters * 1e6,
+    }
 
 
 def standard_error(values: np.ndarray) -> float:

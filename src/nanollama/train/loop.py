@@ -28,7 +28,7 @@ from ..model import sizing
 from ..model.transformer import Transformer
 from ..profiler import flops, memory
 from ..profiler.trace import Tracer
-from .evaluate import HeldOut, evaluate
+from .evaluate import HeldOut, evaluate, final_metrics
 from .journal import Journal
 from .resolve import Training
 from .saved import Background, evaluate_saved, main_split
@@ -117,7 +117,7 @@ class Loop:
         self.ranks.barrier()
         found: dict[int, dict[str, Any]] = {}
         for record in read_jsonl(file) if file.exists() else []:
-            if record["split"] != "train" and record["step"] <= self.state.step:
+            if record["split"] not in ("train", "final") and record["step"] <= self.state.step:
                 found.setdefault(record["step"], {})[record["split"]] = record
         for step, records in found.items():
             self._note(step, records)
@@ -272,7 +272,12 @@ class Loop:
 
     def _finish(self) -> dict[str, Any]:
         self._save()
+        evaluated_before = self.state.step in self.evaluated
         final = self._evaluate()
+        parameters = sizing.num_params(self.cfg.model)
+        metrics = final_metrics(final, parameters)
+        if not evaluated_before:
+            self.journal.write({**self._position(), "split": "final", "loss": metrics["final/test_loss"], **metrics})
         self.store.wait()
         self._take_in(self.background.drain() if self.background else [])
         if self.ranks.rank == 0:
@@ -284,7 +289,8 @@ class Loop:
             "best": self.best,
             "steps": self.state.step,
             "tokens": self.state.tokens,
-            "parameters": sizing.num_params(self.cfg.model),
+            "parameters": parameters,
+            **metrics,
             "flops": self._position()["flops"],
             "peak_memory_bytes": memory.peak(self.ranks.device),
             "checkpoint": str(numbered(self.store.folder)[-1]),

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ..config import ConfigError
 from ..config.ranks import world_size
 from ..config.schema import CheckpointConfig, DataConfig, EvalConfig, MetricsConfig, ModelConfig, OptimConfig, ProfilerConfig, TrainConfig
-from ..model import sizing
+from ..model import families
 
 # What may change between the two halves of a resumed run.
 VOLATILE = (
@@ -45,7 +45,7 @@ def resolve_training(cfg: Any, vocab_size: int, vocab_source: str) -> Any:
             f"model.vocab_size = {cfg.model.vocab_size} contradicts {vocab_source}, which has {vocab_size} tokens; "
             "leave model.vocab_size out: it is derived from the data"
         )
-    model = sizing.resolve(replace(cfg.model, vocab_size=vocab_size))
+    model = families.resolve(replace(cfg.model, vocab_size=vocab_size))
     return replace(cfg, model=model, train=replace(cfg.train, micro_batch=_micro_batch(cfg.data.batch_size, cfg.train.micro_batch)))
 
 
