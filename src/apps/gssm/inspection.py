@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from src.nanollama.checkpoint.store import load, numbered
-from src.nanollama.config import ConfigError, compose, quoted
-from src.nanollama.distributed import Ranks, pick_device
+from src.nanollama.checkpoint.find import find_checkpoint
+from src.nanollama.checkpoint.opened import open_model
+from src.nanollama.config import compose, quoted
+from src.nanollama.distributed import pick_device
 from src.nanollama.model.transformer import Transformer
 
 from . import graph, kernels
@@ -50,24 +51,8 @@ class Trained:
 
 def open_trained(cfg: InspectConfig) -> Trained:
     """Open the checkpoint that ``cfg`` names. Raises ConfigError if there is none, or no exact filter for its graph."""
-    path = find_checkpoint(Path(cfg.checkpoint or ""))
-    run = path.parent.parent
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"checkpoint={path}: {run}/config.yaml, which says what was trained, is missing")
-    trained: GssmConfig = compose(TRAIN, [f"config={quoted((run / 'config.yaml').resolve())}"])
+    path, device = find_checkpoint(Path(cfg.checkpoint or "")), pick_device(cfg.device)
+    model, _ = open_model(path, device)
+    trained: GssmConfig = compose(TRAIN, [f"config={quoted((path.parent.parent / 'config.yaml').resolve())}"])
     tables = kernels.draw(graph.build(trained.gssm, trained.alpha_X, trained.alpha_Z), trained.graph_seed)
-    exact = Filter(tables)
-    device = pick_device(cfg.device)
-    model = Transformer(trained.model).to(device).eval()
-    load(path, {"model": model.state_dict()}, Ranks(0, 1, device))
-    return Trained(path, trained, model, tables, exact, Sampler(tables, cfg.seed), cfg.seq_len or trained.data.seq_len, device)
-
-
-def find_checkpoint(path: Path) -> Path:
-    """``RUN/checkpoints/STEP`` itself, or the newest one of ``RUN``."""
-    if (path / "state.json").is_file():
-        return path
-    steps = numbered(path / "checkpoints")
-    if not steps:
-        raise ConfigError(f"checkpoint={path}: neither a checkpoint nor a run folder that has one; give RUN/checkpoints/STEP, or RUN")
-    return path / "checkpoints" / str(steps[-1])
+    return Trained(path, trained, model, tables, Filter(tables), Sampler(tables, cfg.seed), cfg.seq_len or trained.data.seq_len, device)

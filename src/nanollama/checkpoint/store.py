@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from ..config import ConfigError, RunFailed
 from ..config.schema import CheckpointConfig
 from ..distributed import Ranks
+from .find import numbered
 from .retention import expired
 
 log = logging.getLogger("nanollama")
@@ -68,11 +69,6 @@ class SafeReader(FileSystemReader):
         if metadata.storage_meta is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata
-
-
-def numbered(folder: Path) -> list[int]:
-    """Steps of the whole checkpoints in ``folder``, ascending."""
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
 @contextmanager

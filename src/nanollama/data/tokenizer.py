@@ -38,7 +38,7 @@ def tokenize_corpus(manifest: Manifest, tokenizer: Path, folder: Path) -> None:
 
     ``tokenizer`` is a ``tokenizer.json``. No special tokens are added. Bytes that are not UTF-8 become U+FFFD.
     """
-    encoder = _load(tokenizer)
+    encoder = load_tokenizer(tokenizer)
     for domain in manifest.domains:
         for split in SPLITS:
             with TokenWriter(folder / f"{domain}.{split}", encoder.get_vocab_size()) as writer:
@@ -60,7 +60,8 @@ def _texts(manifest: Manifest, domain: str, split: str) -> Iterator[str]:
         yield manifest.locate(file).read_text(encoding="utf-8", errors="replace")
 
 
-def _load(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A ``tokenizer.json``, or a ConfigError."""
     _require()
     from tokenizers import Tokenizer
 

@@ -16,7 +16,8 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoint.store import Store, load, numbered
+from ..checkpoint.find import numbered
+from ..checkpoint.store import Store, load
 from ..config import ConfigError, Interrupted, Requeue, RunFailed, RunFolder
 from ..config.schema import OptimConfig
 from ..data.prefetch import Prefetch, batches

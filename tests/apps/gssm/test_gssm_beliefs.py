@@ -10,7 +10,8 @@ from scipy.stats import ortho_group
 from src.apps.gssm.beliefs import Study, beliefs
 from src.apps.gssm.config import TRAIN
 from src.apps.gssm.inspect_config import BELIEFS, POSITIONS
-from src.apps.gssm.inspection import find_checkpoint, open_trained
+from src.apps.gssm.inspection import open_trained
+from src.nanollama.checkpoint.find import find_checkpoint
 from src.apps.gssm.positions import octaves, positions
 from src.apps.gssm.probes import by_position, fit_linear, fit_mlp, score, window
 from src.apps.gssm.train import train

@@ -14,7 +14,8 @@ import torch
 from test_loop import StopAt, records, same_weights
 from toy_training import ToyConfig, run_toy
 
-from src.nanollama.checkpoint.store import PIN, Store, load, numbered
+from src.nanollama.checkpoint.find import numbered
+from src.nanollama.checkpoint.store import PIN, Store, load
 from src.nanollama.config import ROOT, ConfigError, Interrupted
 from src.nanollama.config.schema import CheckpointConfig
 from src.nanollama.distributed import Ranks

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from src.nanollama.checkpoint.find import find_checkpoint
 from src.nanollama.config import ConfigError, compose, quoted
 from src.nanollama.config.main import entry_of
 from src.nanollama.metrics.sinks import read_jsonl
@@ -63,7 +64,7 @@ class Trainings:
             f"run_dir={quoted(run_dir)}",
         ]
         if parent is not None:
-            overrides.append(f"checkpoint.init_from={quoted(newest_checkpoint(parent))}")
+            overrides.append(f"checkpoint.init_from={quoted(find_checkpoint(parent))}")
         return (sys.executable, "-m", self.options.script, *overrides)
 
     def outcome(self, trial: Record, run_dir: Path, result: Mapping[str, Any]) -> Outcome:
@@ -100,11 +101,3 @@ def read_curve(run_dir: Path, domains: Sequence[str]) -> Curve:
         if record["split"].startswith("valid/"):
             seen.setdefault(record["step"], {})[record["split"].removeprefix("valid/")] = record["loss"]
     return tuple((step, tuple(seen[step][d] for d in domains)) for step in sorted(seen) if seen[step].keys() >= set(domains))
-
-
-def newest_checkpoint(run_dir: Path) -> Path:
-    """The last checkpoint of a finished run."""
-    steps = [int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit()]
-    if not steps:
-        raise ConfigError(f"{run_dir} has no checkpoint to continue from; was it deleted?")
-    return run_dir / "checkpoints" / str(max(steps))

@@ -1,0 +1,92 @@
+"""Let a trained model go on from a prompt.
+
+    python -m src.nanollama.generate RUN [prompt=TEXT] [tokens=200] [temperature=0.8] [top_k=K] [top_p=P] [n=1] [seed=0] [device=auto]
+
+RUN is a run folder, or one of its checkpoints. A model of text takes and gives text (bytes, or the tokens of the tokenizer it was trained
+with); any other model takes and gives token numbers, such as prompt=3,1,4. temperature=0 always takes the most likely token. The same seed
+gives the same text. Exit codes: 0 done, 2 wrong input.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .config import ConfigError
+from .config.tool import run_tool, split
+
+OPTIONS = ("prompt", "tokens", "temperature", "top_k", "top_p", "n", "seed", "device")
+T = TypeVar("T", int, float)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Between what a person types and tokens; ``default`` is the prompt if none is given."""
+
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+    default: str
+
+
+def codec(data: dict[str, Any]) -> Codec:
+    """The codec of a run by its ``data`` config."""
+    if data.get("tokenizer"):
+        from .data.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(Path(data["tokenizer"]))
+        return Codec(lambda text: tokenizer.encode(text, add_special_tokens=False).ids, lambda ids: tokenizer.decode(list(ids)), "\n")
+    if "corpus" in data:
+        return Codec(lambda text: list(text.encode()), lambda ids: bytes(ids).decode(errors="replace"), "\n")
+    return Codec(_numbers, lambda ids: " ".join(map(str, ids)), "0")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise ConfigError(f"prompt={text}: this model knows token numbers only, such as prompt=3,1,4") from None
+
+
+def complete(argv: Sequence[str]) -> None:
+    """Print ``n`` completions, each after the prompt."""
+    paths, options = split(argv, OPTIONS)
+    if len(paths) != 1:
+        raise ConfigError(f"name one run folder, got {len(paths)}")
+    count, seed, tokens = (_number(options, key, default, int) for key, default in (("n", 1), ("seed", 0), ("tokens", 200)))
+    temperature = _number(options, "temperature", 0.8, float)
+    top_k = _number(options, "top_k", 0, int) if "top_k" in options else None
+    top_p = _number(options, "top_p", 1.0, float) if "top_p" in options else None
+
+    from .checkpoint.opened import open_model
+    from .distributed import pick_device
+    from .model.generate import generate, sampler
+
+    model, config = open_model(Path(paths[0]).expanduser(), pick_device(options.get("device", "auto")))
+    words = codec(config["data"])
+    prompt = options.get("prompt", words.default)
+    try:
+        choose = sampler(temperature, top_k, top_p)
+        found = generate(model, [words.encode(prompt)] * count, tokens, sample=choose, seed=seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for i, completion in enumerate(found):
+        print((f"--- {i + 1} of {count}\n" if count > 1 else "") + words.decode([*words.encode(prompt), *completion]))
+
+
+def _number(options: dict[str, str], key: str, default: T, kind: type[T]) -> T:
+    try:
+        return kind(options.get(key, default))
+    except ValueError:
+        raise ConfigError(f"{key}={options[key]}: must be {'a whole number' if kind is int else 'a number'}") from None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what ``argv`` asks; returns the exit code."""
+    return run_tool(argv, __doc__, complete)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

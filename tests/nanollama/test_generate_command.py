@@ -1,0 +1,65 @@
+"""``python -m src.nanollama.generate``: text in, text out; numbers in, numbers out; errors that say what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from src.apps.gssm.train import train as train_gssm
+from src.apps.mixbo.train import train as train_text
+from src.nanollama.config.main import run_command
+from src.nanollama.generate import main
+
+SMALL = ["model.emb_dim=16", "model.nb_layers=1", "model.nb_heads=1", "data.seq_len=16", "data.batch_size=2", "eval.sequences=4"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for domain in ("a", "b"):
+        (folder / "corpus" / domain).mkdir(parents=True)
+        for i in range(4):
+            (folder / "corpus" / domain / f"{i}.txt").write_text(f"{domain}{i} " * 50)
+    text = [f"data.corpus={folder}/corpus", f"data.cache={folder}/cache", "data.held_out=0.5", "train.steps=60", "optim.lr=1e-2"]
+    gssm = ["config=src/apps/gssm/configs/debug.yaml", "train.steps=2"]
+    for name, command, args in (("text", train_text, text), ("gssm", train_gssm, gssm)):
+        assert run_command(command.entry, command.__wrapped__, [*args, *SMALL, f"run_dir={folder}/{name}"]) == 0  # type: ignore[attr-defined]
+    return folder
+
+
+def said(capsys, *argv: object) -> str:
+    assert main([str(arg) for arg in argv]) == 0
+    return capsys.readouterr().out
+
+
+def test_text_goes_on_after_its_prompt(runs, capsys) -> None:
+    first = said(capsys, runs / "text", "prompt=a1 a1 ", "tokens=30", "temperature=0")
+    assert first.startswith("a1 a1 ") and len(first.rstrip("\n")) >= 30
+    assert first == said(capsys, runs / "text" / "checkpoints" / "60", "prompt=a1 a1 ", "tokens=30", "temperature=0")
+
+
+def test_a_seed_gives_the_same_text_and_another_does_not(runs, capsys) -> None:
+    texts = [said(capsys, runs / "text", "tokens=40", "temperature=1.5", f"seed={seed}") for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_numbers(runs, capsys) -> None:
+    lines = said(capsys, runs / "gssm", "prompt=3,1,4", "tokens=5", "n=2").splitlines()
+    assert lines[0] == "--- 1 of 2" and lines[2] == "--- 2 of 2"
+    assert all(line.startswith("3 1 4 ") and len(line.split()) == 8 for line in (lines[1], lines[3]))
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ([], "name one run folder"),
+        (["nowhere"], "neither a checkpoint nor a run folder"),
+        (["{gssm}", "prompt=abc"], "token numbers only"),
+        (["{gssm}", "prompt=99"], "from 0 to"),
+        (["{gssm}", "temperature=-1"], "temperature"),
+        (["{gssm}", "tokens=many"], "whole number"),
+        (["{gssm}", "top=3"], "no such option"),
+    ],
+)
+def test_wrong_input(runs, capsys, argv, message) -> None:
+    assert main([arg.format(gssm=runs / "gssm") for arg in argv] or ["prompt=1"]) == 2
+    assert message in capsys.readouterr().err
