@@ -133,7 +133,8 @@ def rewrite_argv(entry: Entry, argv: Sequence[str]) -> list[str]:
 def quoted(value: object) -> str:
     """A text for Hydra's grammar, taken literally whatever it contains; plain words stay as they are."""
     text = str(value)
-    return text if re.fullmatch(r"[A-Za-z_]\w*", text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    is_word = re.fullmatch(r"[A-Za-z_]\w*", text) and text.lower() not in ("null", "true", "false", "nan", "inf")
+    return text if is_word else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def find_file(entry: Entry, group: str, name: str) -> Path:

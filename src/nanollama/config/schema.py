@@ -190,6 +190,7 @@ class WandbConfig:
     active: bool = False
     project: str = "nanollama"
     entity: str | None = None
+    group: str | None = None  # runs of one study
 
 
 @config

@@ -113,8 +113,9 @@ class Wandb:
         except ImportError as error:
             raise ConfigError("metrics.wandb.active = true, but the package wandb is not installed") from error
         mode = os.environ.get("WANDB_MODE", "offline")
+        mine = None if "WANDB_SWEEP_ID" in os.environ else wandb_id(run_dir)  # an agent has named the run already
         self._run = wandb.init(
-            project=cfg.wandb.project, entity=cfg.wandb.entity, name=run_dir.name, id=wandb_id(run_dir), dir=str(run_dir),
+            project=cfg.wandb.project, entity=cfg.wandb.entity, group=cfg.wandb.group, name=run_dir.name, id=mine, dir=str(run_dir),
             config=dict(config), resume="allow", mode=mode,  # type: ignore[arg-type]
         )  # fmt: skip
         self._run.define_metric("*", step_metric="step")

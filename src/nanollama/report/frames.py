@@ -83,13 +83,14 @@ def text_losses(runs: Sequence[Run]) -> list[Row]:
 
 def differing_settings(runs: Sequence[Run]) -> tuple[list[str], list[Row]]:
     """The dotted config keys that have several values among the runs that have them, and each run's value (absent: None)."""
-    flat = {run.name: _flatten(run.config) for run in runs if run.config}
+    flat = {run.name: flatten(run.config) for run in runs if run.config}
     keys = dict.fromkeys(key for values in flat.values() for key in values if key.split(".")[0] not in ("run_dir", "name", "cluster"))
     differing = [key for key in keys if len({repr(values[key]) for values in flat.values() if key in values}) > 1]
     return differing, [{"run": name, **{key: values.get(key) for key in differing}} for name, values in flat.items()]
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted key -> value."""
     if isinstance(value, Mapping) and value:
-        return {k: v for key, inner in value.items() for k, v in _flatten(inner, f"{prefix}.{key}" if prefix else str(key)).items()}
+        return {k: v for key, inner in value.items() for k, v in flatten(inner, f"{prefix}.{key}" if prefix else str(key)).items()}
     return {prefix: value}

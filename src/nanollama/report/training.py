@@ -8,6 +8,7 @@ from typing import Any
 
 from . import frames
 from .difficulty import difficulty_section
+from .families import families_section
 from .format import UNKNOWN, duration, fixed, plus_minus, si
 from .frames import Row, number
 from .page import Block, Cell, Chip, Column, Figure, Page, Panels, Prose, Section, Status, Table
@@ -54,7 +55,7 @@ def stored_sections(runs: Sequence[Run]) -> list[Section]:
 def training_sections(runs: Sequence[Run]) -> list[Section]:
     """Every section that has something to show, in reading order."""
     hue = colours(runs)
-    makers: list[Maker] = [summary_section, difficulty_section, floor_section, text_section]
+    makers: list[Maker] = [families_section, summary_section, difficulty_section, floor_section, text_section]
     makers += [other_losses_section, optimisation_section, settings_section]
     return [section for make in makers if (section := make(runs, hue)) is not None]
 
