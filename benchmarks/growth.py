@@ -118,7 +118,10 @@ def summary(paths: list[list[tuple[int, float, bool]]]) -> dict[str, float]:
 
 def print_row(row: Mapping[str, Any]) -> None:
     gains = "  ".join(f"{row[f'gain_{b}']:.4f} ± {row[f'gain_{b}_se']:.4f}" for b in BUDGETS)
-    print(f"{row['sigma']:.4f}  {row['shared']:.1f}  {row['rule']:18s}  {gains}  {row['steps']:6.1f}  {100 * row['harmful']:5.1f} %", flush=True)
+    print(
+        f"{row['sigma']:.4f}  {row['shared']:.1f}  {row['rule']:18s}  {gains}  {row['steps']:6.1f}  {100 * row['harmful']:5.1f} %",
+        flush=True,
+    )
 
 
 def main() -> None:

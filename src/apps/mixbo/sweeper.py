@@ -11,17 +11,34 @@ from src.nanollama.config import ConfigError
 from src.nanollama.config.folder import open_folder
 from src.nanollama.config.main import execute
 
+from .cells import multirun
+from .cells.config import CELLS
 from .config import SWEEP, SweepConfig, resolve_sweep
+from .families import families
 from .options import BudgetConfig, FidelityConfig, PoolConfig, StrategyConfig, TrainingConfig
+from .strategies import GREEDY
 from .sweep import sweep
 
 SIZE, STEPS = "model", "train.steps"
+
+
+def is_space(arguments: Sequence[str]) -> bool:
+    """Whether keys other than the fidelities of a mixture are swept."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(list(arguments))
+    return any(override.is_sweep_override() and override.get_key_element() not in (SIZE, STEPS) for override in parsed)
 
 
 def translate(script: str, arguments: Sequence[str], options: Mapping[str, Any], run_dir: str | None) -> SweepConfig:
     """The config that ``src.apps.mixbo.sweep`` would have been given. ``options``: the fields of ``hydra.sweeper``."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    if options["strategy"] == GREEDY:
+        raise ConfigError(
+            "hydra/sweeper=mixbo searches data mixtures; a model is grown by python -m src.apps.mixbo.sweep strategy=greedy "
+            f"training.script={script}"
+        )
     fidelities: dict[str, tuple[str, ...]] = {}
     rest = []
     for override in OverridesParser.create().parse_overrides(list(arguments)):
@@ -57,8 +74,12 @@ def translate(script: str, arguments: Sequence[str], options: Mapping[str, Any],
 def run(script: str, arguments: Sequence[str], options: Mapping[str, Any], run_dir: str | None) -> None:
     """Carry out the sweep; ends the process with its exit code unless that is 0."""
     try:
-        cfg = translate(script, arguments, options, run_dir)
-        code = execute(inspect.unwrap(sweep), cfg, open_folder(SWEEP, cfg, [*arguments]))
+        if is_space(arguments):
+            space = multirun.translate(script, arguments, options, run_dir)
+            code = execute(inspect.unwrap(families), space, open_folder(CELLS, space, [*arguments]))
+        else:
+            cfg = translate(script, arguments, options, run_dir)
+            code = execute(inspect.unwrap(sweep), cfg, open_folder(SWEEP, cfg, [*arguments]))
     except ConfigError as error:  # Hydra would turn it into a traceback and code 1
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code

@@ -1,8 +1,8 @@
 """Look at a sweep while it runs, or afterwards: tables in the terminal that refresh themselves. Reads the study, changes nothing.
 
-    python -m src.apps.mixbo.view RUN            # until Ctrl-C
-    python -m src.apps.mixbo.view RUN --once     # plain tables
-    python -m src.apps.mixbo.view RUN --html     # writes report.html into the sweep's folder
+python -m src.apps.mixbo.view RUN            # until Ctrl-C
+python -m src.apps.mixbo.view RUN --once     # plain tables
+python -m src.apps.mixbo.view RUN --html     # writes report.html into the sweep's folder
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
 
-ALPHAS = np.geomspace(0.02, 2.0, 120)
+ALPHAS = np.geomspace(0.02, 2.0, 400)  # 1.2 % apart
 DRAWS = 300  # bootstrap
 DECADE = 10.0  # ratio of parameters below which an exponent cannot be told
 WIDE = 0.3  # half width of alpha's interval, as a share of alpha, from which on it is not told either
@@ -49,24 +49,23 @@ class Slope:
 
 
 def power_law(params: Sequence[float], losses: Sequence[float], errors: Sequence[float], seed: int = 0) -> PowerLaw | None:
-    """Variable projection: alpha on a grid, floor and scale by weighted least squares with both >= 0; None for fewer than three points.
+    """Variable projection: alpha on a grid, floor and scale by weighted least squares with both >= 0; None for fewer than three sizes.
 
-    Intervals are from a bootstrap over points. Errors that are not positive weigh like the mean of the others.
+    Intervals are from a bootstrap of the residuals, scaled for the three constants they were fitted with. Errors that are not positive
+    weigh like the mean of the others.
     """
     n, y = np.asarray(params, dtype=float), np.asarray(losses, dtype=float)
     if len(np.unique(n)) < 3:
         return None
-    weights = _weights(np.asarray(errors, dtype=float))
-    best = _fit(n, y, weights)
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(DRAWS):
-        rows = rng.integers(len(n), size=len(n))
-        if len(np.unique(n[rows])) >= 3:
-            draws.append(_fit(n[rows], y[rows], weights[rows]))
-    floors, alphas = (_interval([draw[i] for draw in draws]) for i in (0, 2))
+    x, weights = n / n.min(), _weights(np.asarray(errors, dtype=float))
+    (floor, scale, alpha) = (float(values[0]) for values in _fit(x, y[None], weights))
+    curve = floor + scale * x**-alpha
+    left = (y - curve) * np.sqrt(weights) * math.sqrt(len(n) / max(1, len(n) - 3))
+    drawn = np.random.default_rng(seed).choice(left, size=(DRAWS, len(n))) / np.sqrt(weights)
+    floors, _, alphas = _fit(x, curve + drawn, weights)
     span = float(n.max() / n.min())
-    return PowerLaw(*best, floors, alphas, len(n), span, _doubt(len(n), span, best[2], alphas))
+    doubt = _doubt(len(n), span, alpha, _interval(alphas))
+    return PowerLaw(floor, scale * n.min() ** alpha, alpha, _interval(floors), _interval(alphas), len(n), span, doubt)
 
 
 def slope(name: str, params: Sequence[float], ratios: Sequence[float]) -> Slope | None:
@@ -92,31 +91,24 @@ def _weights(errors: Array) -> Array:
     return np.maximum(filled, 1e-12) ** -2
 
 
-def _fit(n: Array, y: Array, weights: Array) -> tuple[float, float, float]:
-    """(floor, scale, alpha) of the least weighted squares; the grid is refined once around its best."""
-    best = min((_project(n, y, weights, alpha) for alpha in ALPHAS), key=lambda found: found[0])
-    step = ALPHAS[1] / ALPHAS[0]
-    finer = np.geomspace(best[3] / step, best[3] * step, 21)
-    best = min((_project(n, y, weights, alpha) for alpha in finer), key=lambda found: found[0])
-    return best[1], best[2], best[3]
-
-
-def _project(n: Array, y: Array, weights: Array, alpha: float) -> tuple[float, float, float, float]:
-    """(squares, floor, scale, alpha): the constants in closed form; where one would be negative it is 0."""
-    x = n**-alpha
+def _fit(x: Array, y: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """(draws,) floor, scale and alpha of the least weighted squares for each row of ``y`` (draws, points)."""
+    x_a = x[None, :] ** -ALPHAS[:, None]  # (alphas, points)
     total = weights.sum()
-    mx, my = (weights @ x) / total, (weights @ y) / total
-    spread = weights @ (x - mx) ** 2
-    scale = max(0.0, float(weights @ ((x - mx) * (y - my)) / spread)) if spread > 0 else 0.0
-    floor = my - scale * mx
-    if floor < 0:
-        floor, scale = 0.0, float(weights @ (x * y) / (weights @ x**2))
-    return float(weights @ (y - floor - scale * x) ** 2), float(floor), scale, float(alpha)
+    mean_x, mean_y = x_a @ weights / total, y @ weights / total
+    centred = x_a - mean_x[:, None]
+    products = (y - mean_y[:, None]) * weights @ centred.T  # (draws, alphas)
+    scale = np.maximum(products / (centred**2 @ weights), 0.0)
+    floor = mean_y[:, None] - scale * mean_x
+    through_zero = (y * weights) @ x_a.T / (x_a**2 @ weights)
+    scale, floor = np.where(floor < 0, through_zero, scale), np.maximum(floor, 0.0)
+    left = y[:, None, :] - floor[..., None] - scale[..., None] * x_a
+    best = np.argmin(left**2 @ weights, axis=1)
+    rows = np.arange(len(y))
+    return floor[rows, best], scale[rows, best], ALPHAS[best]
 
 
-def _interval(values: Sequence[float]) -> Interval:
-    if not values:
-        return -math.inf, math.inf
+def _interval(values: Array) -> Interval:
     low, high = np.percentile(values, (5, 95))
     return float(low), float(high)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from src.nanollama.config import ConfigError
-from src.nanollama.config.explain import all_keys, check_key, nearest
+from src.nanollama.config.explain import all_keys, check_key, fields_of, nearest
 
 LAYERS, STEPS, SEED = "model.nb_layers", "train.steps", "train.seed"
 
@@ -34,7 +34,7 @@ UPSTREAM = {ours: theirs for theirs, ours in ALIASES.items()}
 def ours(name: str, schema: type, where: str) -> str:
     """The training's key for ``name``, which may be upstream's. Raises ConfigError if its config has no such key."""
     key = ALIASES.get(name, name)
-    if "." not in key:
+    if "." not in key and key not in fields_of(schema):
         raise ConfigError(f"{where}: {name!r} is no setting of the training; {nearest(name, [*ALIASES, *all_keys(schema)])}")
     check_key(where, key, schema)
     return key

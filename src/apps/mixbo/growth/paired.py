@@ -144,5 +144,3 @@ def _give_up(policy: Policy, state: State, found: Table) -> Stop:
 def _hint(policy: Policy, noise: Noise, best: Arm | None) -> str:
     needed = noise.seeds_for(best.gain, policy.options.z) if best and best.gain else None
     return f"; the best, {best.move.label}, shows {best.gain:.2g} and would need {needed} seeds" if best and needed else ""
-
-

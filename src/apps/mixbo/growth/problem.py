@@ -90,5 +90,3 @@ def stored_growth(shapes: Shapes, study: Study[Wanted, GrowthRecord]) -> Growth:
 def _said(records: Sequence[GrowthRecord]) -> str:
     messages = [record.message for record in records if record.status == "failed" and record.message]
     return f" ({messages[0].strip().splitlines()[-1]})" if messages else ""
-
-

@@ -197,11 +197,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Measure:
-    """Plan a batch; ``moves`` are the round's from now on. ``escalation``: because nothing was found without it."""
+    """Plan a batch; ``moves`` are the round's from now on. ``escalation``: because nothing was found without it.
+
+    ``metrics``: the incumbent in the books from now on (upstream's rule).
+    """
 
     batch: Batch | None
     moves: tuple[Move, ...]
     escalation: str | None = None
+    metrics: Metrics | None = None
 
 
 @dataclass(frozen=True)
@@ -254,8 +258,8 @@ Step = Run | Measure | Confirm | Refute | Accept | NewCohort | Stop
 def apply(state: State, step: Step) -> State:
     """The state after a step that changes it."""
     match step:
-        case Measure(batch, moves, escalation):
-            return _planned(state, batch, moves, escalation)
+        case Measure(batch, moves, escalation, metrics):
+            return replace(_planned(state, batch, moves, escalation), metrics=metrics or state.metrics)
         case Confirm(move, batch):
             return replace(state, winner=move, batches=(*state.batches, batch), next_seed=max(batch.seeds) + 1)
         case Refute(move):

@@ -72,8 +72,7 @@ def table(policy: Policy, state: State, results: Results) -> Table:
     """Every candidate of the open round with its efficiency (in ``ratio``) and gained score (in ``gain``)."""
     impossible = judged(policy, state, state.moves).impossible
     arms = tuple(_arm(policy, state, results, move, impossible.get(move.point)) for move in state.moves)
-    metrics = state.metrics or _first(policy, state, results)
-    return Table(arms, seeds=1, loss=metrics.loss if metrics else None)
+    return Table(arms, seeds=1, loss=state.metrics.loss if state.metrics else None)
 
 
 def _first(policy: Policy, state: State, results: Results) -> Metrics | None:
@@ -82,12 +81,13 @@ def _first(policy: Policy, state: State, results: Results) -> Metrics | None:
 
 
 def _open(policy: Policy, state: State, results: Results) -> Step:
-    if not state.metrics and not _first(policy, state, results):
+    metrics = state.metrics or _first(policy, state, results)
+    if not metrics:
         ended = results.trainings[Ask(state.incumbent, state.cohort, 0)]
         return Stop(f"the baseline does not train: its training ended with {ended.status}", failed=True)
     proposal = judged(policy, state, upstream(policy, state))
     seeds = tuple(range(policy.options.random_iterations))
-    return Measure(Batch(proposal.points, seeds, "candidates"), proposal.moves)
+    return Measure(Batch(proposal.points, seeds, "candidates"), proposal.moves, metrics=metrics)
 
 
 def _stuck(policy: Policy, state: State, found: Table) -> Step:
@@ -111,7 +111,7 @@ def _arm(policy: Policy, state: State, results: Results, move: Move, impossible:
         return Arm(move, f"invalid: {impossible}")
     runs = _runs(policy, state, results, move.point)
     failed = sorted({run.status for run in runs if not run.ok})
-    before = state.metrics or _first(policy, state, results)
+    before = state.metrics
     if failed or len(runs) < policy.options.random_iterations or before is None:
         return Arm(move, f"failed: {', '.join(failed)}" if failed else "running", len(runs))
     after = average(policy, state, move.point, runs)
