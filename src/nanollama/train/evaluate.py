@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..distributed import Ranks
-from .step import precision
+from .step import precision, with_documents
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """Fixed sequences of one split.
 
-    ``tokens``: (N, T + 1) unsigned. ``floor``: (N,) Bayes-optimal loss of each sequence over its T predicted positions, in nats per
-    token, or None. ``bytes_per_token``: 1 for byte-level text (the loss is then also reported in bits per byte), else None.
+    ``tokens``: (N, T + 1), or (N, 2, T + 1) with documents. ``floor``: (N,) Bayes-optimal loss of each sequence over its T predicted
+    positions, in nats per token, or None. ``bytes_per_token``: of text, whose loss is then also reported in bits per byte; else None.
     """
 
     tokens: np.ndarray
@@ -44,9 +44,10 @@ def sequence_scores(model: nn.Module, tokens: np.ndarray, batch: int, ranks: Ran
         mine = tokens[rows] if rows.start < rows.stop else tokens[:1]
         part = torch.from_numpy(mine.astype(np.int64)).to(ranks.device)
         with precision(precision_name, ranks.device):
-            logits = model(part[:, :-1])
-        nll = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten(), reduction="none")
-        right = logits.argmax(dim=-1) == part[:, 1:]
+            inputs, documents = with_documents(part)
+            logits = model(inputs[:, :-1], documents)
+        nll = F.cross_entropy(logits.float().flatten(0, 1), inputs[:, 1:].flatten(), reduction="none")
+        right = logits.argmax(dim=-1) == inputs[:, 1:]
         each = torch.stack([nll.view(len(mine), -1).double().mean(dim=1), right.double().mean(dim=1)])
         scores[:, rows] = each[:, : rows.stop - rows.start]
     model.train()

@@ -26,6 +26,11 @@ def precision(name: str, device: torch.device) -> torch.autocast | nullcontext:
     return torch.autocast(device.type, DTYPES[name]) if name in DTYPES else nullcontext()
 
 
+def with_documents(batch: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Tokens (B, T + 1) and the documents of the T inputs, from a batch (B, T + 1) without or (B, 2, T + 1) with documents."""
+    return (batch, None) if batch.dim() == 2 else (batch[:, 0], batch[:, 1, :-1])
+
+
 class NextToken(nn.Module):
     """The training objective as a module, which is what gets compiled and replicated."""
 
@@ -33,9 +38,13 @@ class NextToken(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Mean cross-entropy of predicting ``tokens[:, 1:]`` (B, T + 1) from what precedes each, nats per token, 0-d."""
-        logits = self.model(tokens[:, :-1])
+    def forward(self, batch: Tensor) -> Tensor:
+        """Mean cross-entropy of predicting tokens 1 .. T from what precedes each (in its document), nats per token, 0-d.
+
+        The first token of a document is predicted too, so that losses with and without masks are over the same tokens.
+        """
+        tokens, documents = with_documents(batch)
+        logits = self.model(tokens[:, :-1], documents)
         return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
@@ -68,7 +77,7 @@ class Step:
         return torch.compile(self.objective)
 
     def __call__(self, step: int, tokens: Tensor) -> float:
-        """Optimiser step ``step`` from ``tokens`` (B, T + 1) int64 on the device, this rank's share. Returns the learning rate."""
+        """Optimiser step ``step`` from this rank's share of the batch (as ``with_documents`` takes it); returns the learning rate."""
         lr = self.optim.lr * lr_ratio(self.optim, step, self.train.steps)
         set_lr(self.state.optimizers, lr)
         self.run(tokens)

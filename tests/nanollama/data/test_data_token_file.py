@@ -86,14 +86,15 @@ def test_vocabularies_must_agree(tmp_path: Path) -> None:
 
 def test_a_corpus_through_a_trained_tokenizer(tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
-    from src.nanollama.data.tokenizer import tokenize_corpus, tokenized_sources, train_tokenizer
+    from src.nanollama.data.tokenizer import main, tokenize_corpus, tokenized_corpus, tokenizer_vocab
 
     for i in range(12):
         path = tmp_path / "texts" / ("even" if i % 2 == 0 else "odd") / f"{i}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(f"the number {j * (i + 1)} – naïve, and the next one\n" for j in range(30)), encoding="utf-8")
     manifest = folder_corpus(tmp_path / "cache", tmp_path / "texts")
-    train_tokenizer(manifest, 300, tmp_path / "tok" / "tokenizer.json")
+    made = tmp_path / "tok" / "tokenizer.json"
+    assert main([str(tmp_path / "texts"), "vocab=300", f"out={made}", f"cache={tmp_path / 'cache'}"]) == 0 and tokenizer_vocab(made) == 300
     tokenize_corpus(manifest, tmp_path / "tok" / "tokenizer.json", tmp_path / "tokens")
 
     reader = tokenizers.Tokenizer.from_file(str(tmp_path / "tok" / "tokenizer.json"))
@@ -103,14 +104,16 @@ def test_a_corpus_through_a_trained_tokenizer(tmp_path: Path) -> None:
             texts = [reader.decode(part.tolist()) for part in np.split(stream.ids, stream.ends[:-1])]
             assert vocab_size == 300 and texts == [manifest.locate(file).read_text("utf-8") for file in manifest.select(domain, split)]
             assert len(stream.ids) < 0.6 * sum(file.bytes for file in manifest.select(domain, split))
-    sources = tokenized_sources(tmp_path / "tokens", seq_len=16)
+    sources = tokenized_corpus(manifest, made, seq_len=16)
     assert list(sources) == ["even", "odd"] and sources["odd"].batch("train", 0, 4).shape == (4, 17)
+    again = tokenized_corpus(manifest, made, seq_len=16)  # finds the files of the first call
+    assert (again["odd"].batch("train", 0, 4) == sources["odd"].batch("train", 0, 4)).all()
 
 
 def test_tokenizer_errors_are_named(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     from src.nanollama.data import Manifest
-    from src.nanollama.data.tokenizer import tokenize_corpus, tokenized_sources, train_tokenizer
+    from src.nanollama.data.tokenizer import main, tokenize_corpus, tokenizer_vocab, train_tokenizer
 
     manifest = Manifest(tmp_path, ())
     with pytest.raises(ConfigError, match="no tokenizer file"):
@@ -120,5 +123,7 @@ def test_tokenizer_errors_are_named(tmp_path: Path) -> None:
         tokenize_corpus(manifest, tmp_path / "tokenizer.json", tmp_path)
     with pytest.raises(ConfigError, match="starts with the 256 bytes"):
         train_tokenizer(manifest, 100, tmp_path / "t.json")
-    with pytest.raises(ConfigError, match="has no token files"):
-        tokenized_sources(tmp_path, 16)
+    (tmp_path / "tokenizer.json").write_text("no json")
+    with pytest.raises(ConfigError, match=r"is not a tokenizer\.json"):
+        tokenizer_vocab(tmp_path / "tokenizer.json")
+    assert main(["environment", "vocab=many"]) == 2 and main(["a", "b"]) == 2
