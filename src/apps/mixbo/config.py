@@ -28,6 +28,7 @@ from src.nanollama.config.schema import (
 )
 from src.nanollama.data.environment import DOMAINS
 from src.nanollama.data.mixture import check_weights
+from src.nanollama.data.tokenizer import tokenizer_vocab
 from src.nanollama.train.resolve import VOLATILE, resolve_training
 
 from .growth.options import GrowthConfig
@@ -58,6 +59,8 @@ class MixtureDataConfig(DataConfig):
     cache: str = "runs/corpora"  # where corpora are kept
     domain_bytes: Positive = 8 << 20  # of each domain of the environment corpus
     held_out: Fraction = 0.1  # share of the files
+    tokenizer: str | None = None  # a tokenizer.json (see src.nanollama.data.tokenizer); None: bytes
+    document_masks: bool = False  # whether attention and recurrence stop at the borders of documents (files)
 
 
 @config
@@ -88,14 +91,17 @@ def domains_of(data: MixtureDataConfig) -> tuple[str, ...]:
 
 
 def resolve(cfg: MixtureConfig) -> MixtureConfig:
-    """Check the weights against the domains; bytes are the vocabulary."""
+    """Check the weights against the domains; the vocabulary is that of the tokenizer, or the 256 bytes."""
     domains = domains_of(cfg.data)
     weights = cfg.data.weights or tuple(1 / len(domains) for _ in domains)
     try:
         check_weights(weights, domains)
     except ConfigError as error:
         raise ConfigError(f"data.weights: {error}") from error
-    return resolve_training(replace(cfg, data=replace(cfg.data, weights=weights)), BYTES, "byte-level text")
+    cfg = replace(cfg, data=replace(cfg.data, weights=weights))
+    if cfg.data.tokenizer is None:
+        return resolve_training(cfg, BYTES, "byte-level text")
+    return resolve_training(cfg, tokenizer_vocab(Path(cfg.data.tokenizer).expanduser()), f"tokens of {cfg.data.tokenizer}")
 
 
 TRAIN = Entry(
