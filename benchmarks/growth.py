@@ -11,11 +11,17 @@ harm, and steps. Then a real study on this machine: a round of eight candidates,
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 from _rounds import arguments, save
 
 from src.apps.mixbo.growth.moves import Direction, Point
@@ -30,6 +36,11 @@ RULES: Mapping[str, dict[str, Any]] = {
     "original, 1 seed": {"rule": "upstream", "random_iterations": 1},
     "original, 3 seeds": {"rule": "upstream", "random_iterations": 3},
     "ours": {"rule": "paired"},
+    "ours, equal steps": {
+        "rule": "paired",
+        "cost_fraction": 0.0,
+        "stuck": ("seeds", "joint", "undo"),
+    },  # single increments, as the original
 }
 
 
@@ -53,7 +64,7 @@ class World:
 
     def params(self, point: Point, overrides: Overrides = ()) -> float:
         """A million at first."""
-        return 1e6 + sum(cost * (value - self.start) for (_, value), cost in zip(point, self.costs, strict=True))  # type: ignore[operator]
+        return 1e6 + sum(cost * (value - self.start) for (_, value), cost in zip(point, self.costs, strict=True))  # type: ignore[operator,misc]
 
     flops = params
 
@@ -124,12 +135,41 @@ def print_row(row: Mapping[str, Any]) -> None:
     )
 
 
+# --- a real round ----------------------------------------------------------------------------------------------------------------
+
+
+def busy_slots(steps: int) -> dict[str, float]:
+    """Share of two slots' time that a round of eight candidates, two seeds each, kept trainings running, from its first to its last."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "growth"
+        words = [
+            *("strategy=greedy", f"run_dir={run_dir}", "pool.slots=2", "budget.trials=18"),
+            *("growth.param_names=[n_embd,mlp_size,n_qk_head_dim,n_v_head_dim]", "growth.increments=[16,32,16,16]", "growth.iterations=2"),
+            "growth.stuck=[]",
+            "growth.baseline={n_layer: 1, n_head: 1, n_embd: 32, mlp_size: 32, n_qk_head_dim: 32, n_v_head_dim: 32, "
+            f"max_iters: {steps}, batch_size: 8, block_size: 64, data.domain_bytes: 262144}}",
+        ]
+        subprocess.run([sys.executable, "-m", "src.apps.mixbo.sweep", *words], check=True, stdout=subprocess.DEVNULL)
+        study = optuna.load_study(study_name=None, storage=f"sqlite:///{run_dir}/study.db")
+        trials = study.get_trials()[2:]  # the first two are the baseline's
+        spans = [(_seconds(t.datetime_start), _seconds(t.datetime_complete)) for t in trials]
+    window = max(end for _, end in spans) - min(begin for begin, _ in spans)
+    return {"trainings": len(spans), "seconds": window, "busy": sum(end - begin for begin, end in spans) / (2 * window)}
+
+
+def _seconds(when: datetime | None) -> float:
+    assert when, "every trial has ended"
+    return when.timestamp()
+
+
 def main() -> None:
     """Both parts."""
     options = arguments(__doc__)
     print("sigma   share  rule                " + "  ".join(f"gain after {b:4d}   " for b in BUDGETS) + "  steps  harmful")
     rows = compare(20 if options.quick else 200)
-    save(options.json, {"worlds": rows})
+    busy = busy_slots(100 if options.quick else 300)
+    print(f"\n{busy['trainings']} trainings in {busy['seconds']:.0f} s kept two slots busy {100 * busy['busy']:.0f} % of the time")
+    save(options.json, {"worlds": rows, "round": busy})
 
 
 if __name__ == "__main__":
