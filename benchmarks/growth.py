@@ -150,6 +150,7 @@ def busy_slots(steps: int) -> dict[str, float]:
             f"max_iters: {steps}, batch_size: 8, block_size: 64, data.domain_bytes: 262144}}",
         ]
         subprocess.run([sys.executable, "-m", "src.apps.mixbo.sweep", *words], check=True, stdout=subprocess.DEVNULL)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.load_study(study_name=None, storage=f"sqlite:///{run_dir}/study.db")
         trials = study.get_trials()[2:]  # the first two are the baseline's
         spans = [(_seconds(t.datetime_start), _seconds(t.datetime_complete)) for t in trials]

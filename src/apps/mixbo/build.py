@@ -16,6 +16,7 @@ from .problem import Fidelities, Metric, Problem
 from .records import Record, Suggestion
 from .runners import Runner, SimulatedRunner, TrainingRunner
 from .space import MixtureSpace
+from .strategies import GREEDY
 from .suggest import suggest
 
 log = logging.getLogger("nanollama")
@@ -23,6 +24,8 @@ log = logging.getLogger("nanollama")
 
 def build(cfg: SweepConfig, trials: Path) -> tuple[Problem, Runner[Record]]:
     """The problem and the runner; ``trials`` is the folder of the trials' run folders. Raises ConfigError before anything is trained."""
+    if cfg.strategy.name == GREEDY:
+        raise ConfigError(f"{trials.parent} is a growth, which has no mixtures: look at it with python -m src.apps.mixbo.view")
     if cfg.objective == "training":
         trainings = Trainings(cfg.training, cfg.fidelity)
         cost = cfg.cost

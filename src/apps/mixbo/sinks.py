@@ -54,25 +54,15 @@ class SweepWandb:
 class SweepSinks:
     """Every sink that ``metrics`` asks for."""
 
-    def __init__(self, run_dir: Path, cfg: MetricsConfig, config: Mapping[str, Any], problem: Problem) -> None:
-        self.problem = problem
+    def __init__(self, run_dir: Path, cfg: MetricsConfig, config: Mapping[str, Any]) -> None:
         self._sinks: list[SweepTensorBoard | SweepWandb] = []
         if cfg.tensorboard:
             self._sinks.append(SweepTensorBoard(run_dir / "tb", config))
         if cfg.wandb.active:
             self._sinks.append(SweepWandb(run_dir, cfg, config))
 
-    def write(self, row: Row, record: Record, acquisition: float | None) -> None:
-        """One line of ``progress.jsonl`` and the trial behind it."""
-        metric = self.problem.metric
-        scalars = {key: float(row[key]) for key in SCALARS if row.get(key) is not None}
-        if acquisition is not None:
-            scalars["acquisition"] = acquisition
-        trial: dict[str, Any] = {f"w.{d}": w for d, w in zip(self.problem.space.domains, record.weights, strict=True)}
-        trial |= {"model_size": record.model_size, "steps": record.steps}
-        outcome: dict[str, float] = {}
-        if record.status == "ok" and record.curve:
-            outcome = {"objective": float(metric.own_units(float(metric.objective(record.curve[-1][1])))), "flops": record.flops}
+    def write(self, row: Row, scalars: Mapping[str, float], trial: Mapping[str, Any], outcome: Mapping[str, float]) -> None:
+        """State of the sweep after a trial (``row``: ``trial``, ``trials`` and ``spent_full_runs``), the trial, and what came of it."""
         for sink in self._sinks:
             sink.write(row, scalars, trial, outcome)
 
@@ -80,3 +70,19 @@ class SweepSinks:
         """Flush and let go of the files."""
         for sink in self._sinks:
             sink.close()
+
+
+def mixture_trial(
+    problem: Problem, row: Row, record: Record, acquisition: float | None
+) -> tuple[Row, dict[str, float], Row, dict[str, float]]:
+    """What the sinks take of one line of ``progress.jsonl`` and the trial behind it."""
+    metric = problem.metric
+    scalars = {key: float(row[key]) for key in SCALARS if row.get(key) is not None}
+    if acquisition is not None:
+        scalars["acquisition"] = acquisition
+    trial: dict[str, Any] = {f"w.{d}": w for d, w in zip(problem.space.domains, record.weights, strict=True)}
+    trial |= {"model_size": record.model_size, "steps": record.steps}
+    outcome: dict[str, float] = {}
+    if record.status == "ok" and record.curve:
+        outcome = {"objective": float(metric.own_units(float(metric.objective(record.curve[-1][1])))), "flops": record.flops}
+    return row, scalars, trial, outcome

@@ -17,7 +17,7 @@ from .report.folder import Sweep
 from .report.page import sweep_page
 from .reporter import Reporter
 from .results import best, write_best, write_tables
-from .sinks import SweepSinks
+from .sinks import SweepSinks, mixture_trial
 from .study import Study
 from .truth import Truth
 
@@ -29,7 +29,7 @@ class Watch:
         self.cfg, self.run, self.problem, self.study, self.truth, self.progress = cfg, run, problem, study, truth, progress
         self.answers: dict[str, Any] = {}
         self._history = History(run.path, problem, truth)
-        self._sinks = SweepSinks(run.path, cfg.metrics, as_dict(cfg), problem)
+        self._sinks = SweepSinks(run.path, cfg.metrics, as_dict(cfg))
         self._reporter = Reporter(run.path, lambda: sweep_page(Sweep.read(run.path, cfg, problem, truth)))
 
     def __call__(self, records: Sequence[Record]) -> None:
@@ -44,7 +44,7 @@ class Watch:
             acquisitions = {row["trial"]: row.get("acquisition") for row in self.study.details()}
             by_number = {record.number: record for record in records}
             for row in rows:
-                self._sinks.write(row, by_number[row["trial"]], acquisitions[row["trial"]])
+                self._sinks.write(*mixture_trial(self.problem, row, by_number[row["trial"]], acquisitions[row["trial"]]))
         self.progress.show(records, self.answers)
         self._reporter.when_due()
 

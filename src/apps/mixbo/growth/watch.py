@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from src.nanollama.config import RunFolder, write_csv, write_json
+from src.nanollama.config.compose import as_dict
 
 from ..config import SweepConfig
 from ..progress import Live
 from ..records import spent
 from ..reporter import Reporter
+from ..sinks import SweepSinks
 from ..study import Study
 from . import export
 from .page import growth_page
@@ -69,7 +71,8 @@ class GrowthWatch:
         self.cfg, self.run, self.growth, self.study, self.name, self.progress = cfg, run, growth, study, name, progress
         self.answers: dict[str, Any] = {}
         self._exported: tuple[int, str | None] = (-1, None)
-        self._story: Story | None = None
+        self._sinks = SweepSinks(run.path, cfg.metrics, as_dict(cfg))
+        self._written = {record.number for record in study.records() if record.status != "running"}  # by an earlier part
         self._reporter = Reporter(run.path, lambda: growth_page(tell(growth, study.records())))
 
     def __call__(self, records: Sequence[GrowthRecord]) -> None:
@@ -80,12 +83,26 @@ class GrowthWatch:
         write_json(self.run.path / "best.json", self.answers)
         self.run.summary.update(self.answers)
         self._export(story)
+        self._log(records)
         self.progress.show(story)
         self._reporter.when_due()
 
     def close(self) -> None:
         """The last report, also of a growth that is interrupted or fails."""
         self._reporter.write()
+        self._sinks.close()
+
+    def _log(self, records: Sequence[GrowthRecord]) -> None:
+        """Every training that has ended, to TensorBoard and wandb; cost is counted in runs of the baseline."""
+        ended = [record for record in records if record.status != "running"]
+        for record in ended:
+            if record.number not in self._written and record.wanted.kind == "train":
+                row = {"trial": record.number, "trials": len(ended), "spent_full_runs": spent(ended) / (records[0].wanted.flops or 1.0)}
+                scalars = {key: self.answers[key] for key in ("loss", "params", "spent_flops") if self.answers[key] is not None}
+                trial = {**shape_words(record.wanted.points[0]), "seed": record.wanted.seed, "cohort": record.wanted.cohort}
+                loss = record.measured.loss
+                self._sinks.write(row, scalars, trial, {} if loss is None else {"objective": loss, "flops": record.flops})
+        self._written |= {record.number for record in ended}
 
     def _export(self, story: Story) -> None:
         """Upstream's file, when a round has ended."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from src.apps.mixbo.compare.__main__ import main as compare
 from src.apps.mixbo.config import SWEEP, identity
 from src.apps.mixbo.controller import Controller
 from src.apps.mixbo.folder import read_config
@@ -19,6 +20,7 @@ from src.apps.mixbo.growth.parts import growth, growth_study
 from src.apps.mixbo.growth.probe import measure, turns
 from src.apps.mixbo.growth.shapes import Shapes, word
 from src.apps.mixbo.growth.story import Story
+from src.apps.mixbo.sweeper import translate
 from src.apps.mixbo.view import main as view
 from src.nanollama.config import ConfigError, RunFailed, RunFolder, compose
 from src.nanollama.config.compose import as_dict
@@ -27,7 +29,7 @@ from src.nanollama.launcher.signals import StopFlag
 SCRIPT = "tests.apps.mixbo.growth.growing"
 GROW = [
     "strategy=greedy", f"training.script={SCRIPT}", "growth.param_names=[n_embd,mlp_size,n_layer]", "growth.increments=[32,32,1]",
-    "growth.num_iterations=2", "growth.stuck=[]",
+    "growth.num_iterations=2", "growth.stuck=[]", "metrics.tensorboard=false",
 ]  # fmt: skip
 
 
@@ -61,7 +63,7 @@ def decisions(run_dir: Path) -> list[str]:
 def whole(tmp_path_factory) -> Path:
     """A growth that nobody disturbed, with upstream's file and a shape that diverges."""
     run_dir = tmp_path_factory.mktemp("growth") / "whole"
-    grow(run_dir, f"growth.results_file={run_dir}.yaml", "growth.baseline={bad: {nb_layers_2: diverge}}")
+    grow(run_dir, f"growth.results_file={run_dir}.yaml", "growth.baseline={bad: {nb_layers_2: diverge}}", "metrics.tensorboard=true")
     return run_dir
 
 
@@ -73,7 +75,7 @@ def test_it_grows_where_the_gain_is(whole: Path) -> None:
     assert [chapter.chosen.label for chapter in told.chapters[:2]] == ["mlp_size 32→64", "n_embd 32→64"]
     answer = json.loads((whole / "best.json").read_text())
     assert answer["overrides"] == {"model.emb_dim": 64, "model.ffn_dim": 64, "model.nb_layers": 1} and answer["steps"] == 2
-    assert (whole / "report.html").stat().st_size > 1e6
+    assert (whole / "report.html").stat().st_size > 1e6 and list((whole / "tb").rglob("events*"))
 
 
 def test_6_11_every_trial_has_a_process_and_a_folder_of_its_own(whole: Path) -> None:
@@ -226,6 +228,15 @@ def test_wrong_input_is_refused_before_anything_is_trained(case: str, tmp_path: 
     with pytest.raises(ConfigError, match=said):
         prepare(tmp_path / "run", *argv)
     assert not (tmp_path / "run/trials").exists()
+
+
+def test_what_compares_mixtures_says_that_a_growth_has_none(whole: Path, capsys) -> None:
+    assert compare([str(whole)]) == 2 and "has no mixtures" in capsys.readouterr().err
+
+
+def test_the_sweeper_says_where_models_grow() -> None:
+    with pytest.raises(ConfigError, match="strategy=greedy"):
+        translate(SCRIPT, [], {"strategy": "greedy"}, None)
 
 
 def test_a_baseline_that_does_not_train_is_an_error_that_says_why(tmp_path: Path) -> None:
