@@ -38,11 +38,13 @@ def allowance(problem: Problem, records: Sequence[Record]) -> float:
 
 
 def owes_target(problem: Problem, records: Sequence[Record]) -> bool:
-    """Whether a full run of the largest model is due: ``strategy.confirm`` of all FLOPs go there as soon as one may be paid for.
+    """Whether a full run of the largest model is due: ``strategy.confirm`` of all that was charged, launches included, goes there.
 
-    A surrogate that is sure of itself values nothing but cheap trials; this share bounds what its mistakes can cost.
+    A surrogate that is sure of itself values nothing but cheap trials; this share bounds what its mistakes can cost. Due as soon as
+    one may be paid for.
     """
     size, step = problem.fidelities.target
     name = problem.fidelities.sizes[size]
     there = sum(record.flops for record in records if record.model_size == name and record.steps == step)
-    return there < problem.strategy.confirm * spent(records) and problem.full_run <= allowance(problem, records)
+    everything = spent(records) + problem.cost.overhead * problem.full_run * len(records)
+    return there < problem.strategy.confirm * everything and problem.full_run <= allowance(problem, records)

@@ -96,8 +96,9 @@ class Inputs:
 class SurrogateKernel(Kernel):
     """Trend + level + mixture part + run offset. The mixture part is one of
 
-    - ``lmc``: a linear model of coregionalisation, ``(l_1(x) l_1(x') + sigma^2 k_x(x, x')) k_1(w, w') + l_2(x) l_2(x') k_2(w, w')``,
-      x = (s, t), with signed loadings ``l_r``, linear in x; ``l_2`` vanishes at the target;
+    - ``lmc``: a linear model of coregionalisation, ``(l_1(x) l_1(x') + sigma^2 k_x(x, x')) k_1(w, w') + (l_2(x) l_2(x') + d(x, x'))
+      k_2(w, w')``, x = (s, t), with signed loadings ``l_r``, linear in x; ``l_2`` vanishes at the target; ``d`` is the discrepancy of
+      each size from what a smooth trend in size would make of the others (Kennedy and O'Hagan 2000), a fixed share of the variance;
     - ``product``: ``k(w, w') k_x(x, x')``;
     - ``joint``: one Matern over all of (w, x) (with ``flops``, x is log FLOPs only: the caller sets s = log FLOPs and t = 1).
 
@@ -189,8 +190,16 @@ class SurrogateKernel(Kernel):
         free = (2 * self._part("amplitude")).exp() * near
         if self.options.kernel == "lmc":
             common = self._part("common")[..., 0]
-            return shared, torch.stack((free + self._loading("drift", common, f1, f2), self._loading("loading_2", 0.0, f1, f2)))
+            first, second = free + self._loading("drift", common, f1, f2), self._loading("loading_2", 0.0, f1, f2)
+            return shared, torch.stack((first, second + self._discrepancy(f1, f2)))
         return shared, (free if self.options.kernel == "product" else square)[None]
+
+    def _discrepancy(self, f1: Tensor, f2: Tensor) -> Tensor:
+        """(outputs, V, V'): what each size has of its own, Markov in log size and smooth along the curve."""
+        sizes = (f1[:, 0].unsqueeze(-1) - f2[:, 0].unsqueeze(-2)).abs() / priors.DISCREPANCY_LENGTH
+        along = (f1[:, 1].unsqueeze(-1) - f2[:, 1].unsqueeze(-2)) / self._part("fidelity_length")[..., 1:].exp()
+        variance = (2 * self._part("amplitude")).exp() + self._part("common").square()
+        return priors.DISCREPANCY * variance * torch.exp(-sizes - 0.5 * along.square())
 
     def _run_offset(self, f1: Tensor, f2: Tensor) -> Tensor:
         along = (f1[:, 1].unsqueeze(-1) - f2[:, 1].unsqueeze(-2)) / priors.RUN_LENGTH

@@ -71,7 +71,7 @@ class StrategyConfig:
     targets: Positive = 96  # mixtures at the target over which the knowledge gradient takes its minimum
     confirm: Fraction = 0.5  # share of the FLOPs for full runs of the largest model: at worst twice the cost of doing only those
     eta: Positive = 3  # hyperband
-    caution: Rate = 2.0  # sds by which another mixture must beat the tested one to be recommended instead: 97.5 %
+    caution: Rate = 1.0  # sds by which another mixture must beat the baseline to be recommended instead (synthetic: 2 clings to it)
 
 
 @config

@@ -1,6 +1,6 @@
 """The Gaussian-process surrogate: exact posterior by Cholesky, in the units of the minimised objective.
 
-Outputs are modelled independently and summed with the metric's weights. Everything is a pure function of the records: the
+Outputs are modelled one by one and summed with the metric's weights. Everything is a pure function of the records: the
 hyper-parameters are those fitted to the first ``m`` finished trials, m the largest multiple of ``refit`` there is.
 """
 
@@ -65,7 +65,7 @@ class Surrogate:
     @property
     def noise_variance(self) -> float:
         """Variance of one evaluation of the objective around its run's curve."""
-        return float((self._weights.square() * self._noise).sum())
+        return self._spread * float((self._weights.square() * self._noise).sum())
 
     def basis(self, x: Array, contrast: bool = False) -> Basis:
         """Prepare rows (q, K + 3) of no particular run for variances and covariances."""
@@ -92,7 +92,7 @@ class Surrogate:
         with torch.no_grad():
             prior = self._prior_of_pairs(basis.inputs, basis.inputs, basis.contrast)
             each = (prior - basis.half.square().sum(dim=-2)).clamp_min(1e-12)
-            return (self._weights.square() @ each).numpy()
+            return self._spread * (self._weights.square() @ each).numpy()
 
     def covariance(self, a: Basis, b: Basis) -> Array:
         """(q, p) posterior covariance of the noise-free objective."""
@@ -102,7 +102,7 @@ class Surrogate:
             prior = torch.tensordot(square, self._cross(a.inputs, b.inputs, a.contrast), dims=1)
             left = (a.half * self._weights[:, None, None]).flatten(0, 1)
             right = (b.half * self._weights[:, None, None]).flatten(0, 1)
-            return (prior - left.T @ right).numpy()
+            return self._spread * (prior - left.T @ right).numpy()
 
     def paired_covariance(self, a: Basis, b: Basis, index: Ints) -> Array:
         """(q,) covariance of each row of a with row ``index[q]`` of b, which must be the same mixture at another fidelity."""
@@ -110,7 +110,7 @@ class Surrogate:
         with torch.no_grad():
             prior = self._prior_of_pairs(a.inputs, b.inputs[index], a.contrast)
             shared = torch.einsum("moq,moq->mq", a.half, b.half[..., index])
-            return (square @ (prior - shared)).numpy()
+            return self._spread * (square @ (prior - shared)).numpy()
 
     def _target(self) -> tuple[Ints, Array]:
         size, step = self.problem.fidelities.target
@@ -126,6 +126,18 @@ class Surrogate:
             covariance = self._cross(self._inputs, self._inputs) + torch.diag_embed(self._noise[:, None].expand(-1, len(x)))
             self._cholesky = torch.linalg.cholesky(covariance)
             self._alpha = torch.cholesky_solve(y.unsqueeze(-1), self._cholesky)
+            self._spread = self._inflation(y)
+
+    def _inflation(self, y: Tensor) -> float:
+        """Variance of the objective over what independent outputs would give it, from how their one-step-ahead errors go together.
+
+        What surprises in one domain's loss mostly surprises in the others' too, and does not average out in their sum.
+        """
+        if len(self._weights) == 1 or y.shape[-1] < 2:
+            return 1.0
+        errors = torch.linalg.solve_triangular(self._cholesky, y.unsqueeze(-1), upper=False).squeeze(-1)
+        correlation = torch.nn.functional.cosine_similarity(errors.unsqueeze(0), errors.unsqueeze(1), dim=-1)
+        return float(self._weights @ correlation @ self._weights / self._weights.square().sum())
 
     def _cross(self, a: Inputs, b: Inputs, contrast: bool = False) -> Tensor:
         """(outputs, len(a), len(b)) prior covariance."""

@@ -18,9 +18,9 @@ from studies import finish, problem, rescaled, simulator, spread_out, study
 
 from src.apps.mixbo import priors
 from src.apps.mixbo.records import Record
-from src.apps.mixbo.strategies.ei import log_ei
 from src.apps.mixbo.strategies.envelope import gain_of_minimum
 from src.apps.mixbo.strategies.grid import build
+from src.apps.mixbo.strategies.improvement import log_ei
 from src.apps.mixbo.strategies.kg import knowledge_gradient
 from src.apps.mixbo.suggest import suggest
 

@@ -14,7 +14,7 @@ from src.apps.mixbo.design import initial_design
 from src.apps.mixbo.objectives.simulator import Simulator
 from src.apps.mixbo.options import SimulatorConfig, SpaceConfig
 from src.apps.mixbo.problem import Fidelities, Metric, Problem
-from src.apps.mixbo.recommend import recommend
+from src.apps.mixbo.recommend import best_anchor, recommend
 from src.apps.mixbo.records import Record, runs, same, spent
 from src.apps.mixbo.space import MixtureSpace
 from src.apps.mixbo.strategies import REGISTRY, lookup
@@ -133,6 +133,22 @@ def test_half_of_the_compute_goes_to_the_target_once_it_can_be_paid() -> None:
     assert spent(records) > 2 * posed.full_run
     assert there >= 0.5 * spent(records) - posed.full_run
     assert not owes_target(posed, records[:5])
+
+
+@pytest.mark.parametrize("name", ["kg", "ei_cost", "thompson"])
+def test_full_runs_go_to_the_best_anchor_then_where_small_models_point(name: str) -> None:
+    """Not to arbitrary mixtures, though the knowledge gradient of every full run is about nothing."""
+    objective = simulator(optimum=(0.3, 0.1, 0.6), noise=0.0005, r_size=0.95, r_step=0.95)
+    posed = problem(objective, strategy={"name": name}, cost={"growth": 1e6})
+    records = study(posed, objective, 11)  # the design
+    records += [replace(record, number=11 + record.number) for record in spread_out(objective, {"20M": 6, "150M": 4})]
+    assert owes_target(posed, records) and unlocked(posed, records).all()
+    asked = [suggest(posed, records, 0, len(records))]
+    assert same(asked[0].weights, best_anchor(posed, records))  # type: ignore[arg-type]
+    failed = Record(len(records), asked[0].weights, "1B", 8000, "failed")
+    asked.append(suggest(posed, [*records, failed], 0, len(records) + 1))
+    assert {(one.model_size, one.steps) for one in asked} == {("1B", 8000)}
+    assert objective.regret(asked[1].weights) < 0.2 * objective.regret(asked[0].weights)
 
 
 @pytest.mark.parametrize("optimum", [(0.0, 0.0, 1.0), (0.3, 0.7, 0.0), (0.2, 0.5, 0.3)])

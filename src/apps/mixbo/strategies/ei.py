@@ -6,26 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import erfcx
-from scipy.stats import norm
 
 from ..design import anchors_at_target, full_run, next_of_design
 from ..problem import Problem
 from ..records import Record, Suggestion
-from .choose import choose
+from .choose import choose, improvement
 from .grid import build
+from .improvement import log_ei
 
 Array = NDArray[np.float64]
-
-
-def log_ei(mean: Array, sd: Array, best: float) -> Array:
-    """log E[max(best - Y, 0)], Y ~ N(mean, sd^2), in the same scale as ``best``, finite far into the tail (Ament et al. 2023)."""
-    z = (best - mean) / sd
-    near = np.log(norm.pdf(np.maximum(z, -1.0)) + np.maximum(z, -1.0) * norm.cdf(np.maximum(z, -1.0)))
-    far = np.minimum(z, -1.0)
-    ratio = 1 + far * np.sqrt(np.pi / 2) * erfcx(-far / np.sqrt(2))  # cancels like 1 / z^2
-    ratio = np.where(far > -1e3, ratio, 1 / far**2)
-    return np.log(sd) + np.where(z > -1, near, norm.logpdf(far) + np.log(ratio))
 
 
 def ei(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
@@ -37,8 +26,7 @@ def ei(problem: Problem, records: Sequence[Record], rng: np.random.Generator) ->
     if first is not None:
         return full_run(problem, first[0], problem.fidelities.target[0])
     grid = build(problem, records, rng, only_target=True)
-    value = log_ei(grid.there.mean, np.sqrt(grid.surrogate.variance(grid.there)), grid.best)
-    return choose(grid, value[:, None], start_small=False)
+    return choose(grid, improvement(grid)[:, None], start_small=False)
 
 
 def ei_per_flop(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:

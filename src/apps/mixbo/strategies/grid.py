@@ -43,6 +43,12 @@ class Grid:
         return len(self.mixtures), len(self.sizes)
 
     @property
+    def is_target(self) -> NDArray[np.bool_]:
+        """(F,): the largest size at the last step."""
+        size, step = self.problem.fidelities.target
+        return (self.sizes == size) & (self.steps == step)
+
+    @property
     def charged_cf(self) -> Array:
         """Cost with launch overhead, in full runs, to the power ``division_coefficient``."""
         return charged(self.problem, self.added_cf) ** self.problem.strategy.division_coefficient

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cost import charged
 from ..problem import Problem
 from ..records import Record, Suggestion
 from .choose import choose
@@ -28,6 +29,12 @@ def knowledge_gradient(grid: Grid) -> Array:
 
 
 def kg(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
-    """For every size the gain over all steps, divided by cost; the best step of each, then the best of all."""
+    """For every size the gain over all steps, divided by cost; the best step of each, then the best of all.
+
+    Once the surrogate is sure which mixture is best, no observation changes its mind and every gain is about nothing. Where a full
+    run's worth of the best trials would gain less than the noise floor, a full run is due instead.
+    """
     grid = build(problem, records, rng)
-    return choose(grid, knowledge_gradient(grid) / grid.charged_cf)
+    gain = knowledge_gradient(grid)
+    worth = (gain / charged(problem, grid.added_cf))[grid.allowed_cf]
+    return choose(grid, gain / grid.charged_cf, idle=bool(len(worth) and worth.max() < problem.surrogate.noise_floor))
