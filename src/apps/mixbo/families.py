@@ -32,7 +32,7 @@ def families(cfg: CellsConfig, run: RunFolder) -> dict[str, Any]:
         chosen, before = promoted(losses, cfg.halving.eta if steps < cfg.steps else len(losses)), steps
     if not chosen:
         raise RunFailed("no trial of any cell trained to its end; trials.csv has their messages", status="error")
-    found = summary(cfg, runs.final(chosen))
+    found = summary(cfg, runs.final(chosen) if cfg.seeds else {trial: [results[trial]] for trial in chosen})
     write_json(run.path / "cells.json", {"cells": found})
     report = write_report(run.path, cfg)
     print(f"report: {report}")

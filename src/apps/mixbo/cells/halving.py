@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from src.nanollama.checkpoint.find import find_checkpoint
-from src.nanollama.config import ConfigError, Interrupted, quoted
+from src.nanollama.config import ConfigError, Interrupted, quoted, read_result
 from src.nanollama.config.folder import slug
 
 from .axis import Axis, Value, override, parse_space
@@ -88,7 +88,9 @@ class Runs:
         from src.nanollama.launcher.sweep import run_jobs
 
         pool = self.cfg.pool
-        results = run_jobs(self.cfg.script, jobs, pool.slots, pool.timeout_s, pool.retries)
+        known = {folder: result for folder in jobs if (result := read_result(folder)) and result["status"] == "nan"}  # would diverge again
+        todo = {folder: overrides for folder, overrides in jobs.items() if folder not in known}
+        results = known | (run_jobs(self.cfg.script, todo, pool.slots, pool.timeout_s, pool.retries) if todo else {})
         if len(results) < len(jobs) or any(result["status"] in ("interrupted", "requeue") for result in results.values()):
             raise Interrupted("stopped; the same command continues")
         return results
