@@ -11,9 +11,9 @@ from src.nanollama.launcher.signals import StopFlag
 
 from .options import BudgetConfig
 from .problem import Problem
+from .protocol import A, Asked, Done, T, Trial
 from .records import finished, spent
 from .runners import Runner
-from .search import A, Asked, Done, T, Trial
 from .study import Outcome, Study
 
 MAX_FAILURES = 5  # in a row, with nothing that ever worked: the set-up is wrong, not the trials

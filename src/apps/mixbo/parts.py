@@ -8,8 +8,8 @@ from typing import Any, Generic, Protocol
 
 from .controller import Limits
 from .progress import Live
+from .protocol import A, Done, T, T_contra
 from .runners import Runner
-from .search import A, Done, T, T_contra
 from .study import Study
 
 

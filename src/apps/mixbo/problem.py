@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from src.nanollama.config import ConfigError
 
 from .options import CostConfig, StrategyConfig, SurrogateConfig
+from .protocol import Status
 from .records import Record, Suggestion
-from .search import Status
 from .space import MixtureSpace
 
 if TYPE_CHECKING:

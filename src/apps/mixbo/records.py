@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .search import Status, T, Trial
+from .protocol import Status, T, Trial
 
 
 @dataclass(frozen=True)

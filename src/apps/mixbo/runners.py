@@ -13,8 +13,8 @@ from src.nanollama.launcher.pool import Job, Pool, devices
 
 from .objectives import Objective
 from .options import PoolConfig
+from .protocol import T, T_contra
 from .records import Record
-from .search import T, T_contra
 from .study import Outcome
 
 

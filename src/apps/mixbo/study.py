@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from src.nanollama.config import ConfigError
 
-from .search import A, Search, Status, T
+from .protocol import A, Search, Status, T
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage

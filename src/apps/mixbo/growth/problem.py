@@ -7,7 +7,7 @@ from typing import Any
 
 from src.nanollama.config import RunFailed
 
-from ..search import Done
+from ..protocol import Done
 from ..study import Study
 from .moves import Point
 from .replay import Override, replay

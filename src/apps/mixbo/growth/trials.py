@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..search import Status
+from ..protocol import Status
 from .moves import Point
 from .state import Ask, Cost, Measured, Overrides, Probe, Results
 
