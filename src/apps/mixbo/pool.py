@@ -1,13 +1,14 @@
-"""Which mixtures are worth looking at: a wide pool, narrowed by the posterior at the target, and a local search on the simplex."""
+"""Which mixtures are worth looking at: a wide pool, narrowed by the posterior at the target, and what local searches add to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .descent import descend
 from .observations import rows
 from .problem import Problem
 from .records import Record
@@ -16,7 +17,6 @@ from .surrogate import Surrogate
 Array = NDArray[np.float64]
 
 CONCENTRATIONS = (1.0, 0.3, 3.0)  # inside, near faces and corners, and near the centroid
-STEPS = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005)  # mass moved by the local search: from coarse to the finest share that matters
 
 
 def tested(records: Sequence[Record]) -> Array:
@@ -49,22 +49,6 @@ def wide_pool(problem: Problem, rng: np.random.Generator) -> Array:
     return np.vstack([corners, (corners[i] + corners[j]) / 2, problem.space.centroid()[None], *drawn])
 
 
-def descend(problem: Problem, score: Callable[[Array], Array], start: Array, rounds: int = 12) -> Array:
-    """Pattern search: move mass between pairs of domains while the score falls, then with a smaller step. Returns (K,)."""
-    best, value = start, float(score(start[None])[0])
-    for step in STEPS:
-        for _ in range(rounds):
-            moved = problem.space.transfers(best, (step,))
-            if not len(moved):
-                break
-            values = score(moved)
-            i = int(np.argmin(values))
-            if values[i] >= value - 1e-9:
-                break
-            best, value = moved[i], float(values[i])
-    return best
-
-
 def spread(scores: Sequence[Array], count: int) -> NDArray[np.int64]:
     """Indices of the lowest of each score in turn, ``count`` in all, none twice."""
     orders = [np.argsort(score, kind="stable") for score in scores]
@@ -88,7 +72,7 @@ def promising(problem: Problem, surrogate: Surrogate, records: Sequence[Record],
     found = []
     for optimism in (0.0, 1.0, 2.0):
         start = pool[np.argmin(mean - optimism * sd)]
-        best = descend(problem, partial(_bound, problem, surrogate, optimism), start, rounds=6)
+        best = descend(problem.space, partial(_bound, problem, surrogate, optimism), start, rounds=6)
         found.append(np.vstack([best[None], problem.space.transfers(best, (0.05, 0.02))]))
     local = np.vstack(found)
     extra_mean, extra_sd = target_posterior(problem, surrogate, local)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .pool import descend, promising, tested
+from .descent import descend
+from .pool import promising, tested
 from .problem import Problem
 from .records import Record, same
 from .surrogate import Surrogate, condition
@@ -51,7 +52,7 @@ def recommend(problem: Problem, records: Sequence[Record]) -> Recommendation | N
 
     scores = score(pool)
     start = pool[np.argmin(scores)]
-    best = start if problem.space.choices is not None else descend(problem, score, start)
+    best = start if problem.space.choices is not None else descend(problem.space, score, start)
     if float(score(best[None])[0]) > 0:
         best = reference
     return _answer(problem, surrogate, records, best, reference)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from .descent import descend
 from .objectives import Objective
 from .objectives.simulator import Simulator
 from .problem import Problem
@@ -62,15 +63,7 @@ class Truth:
     def _search(self) -> Array:
         space, rng = self.problem.space, np.random.default_rng(0)
         pool = np.vstack([space.corners(), *(space.sample(SAMPLE // 4, rng, c) for c in (0.1, 0.3, 1.0, 3.0))])
-        ends = [self._descend(pool[i]) for i in np.argsort(self._objective(pool))[:STARTS]]
+        ends = [
+            descend(self.problem.space, self._objective, pool[i], 1000, STEPS, 1e-12) for i in np.argsort(self._objective(pool))[:STARTS]
+        ]
         return ends[int(np.argmin(self._objective(np.array(ends))))]
-
-    def _descend(self, best: Array) -> Array:
-        value = float(self._objective(best[None])[0])
-        for step in STEPS:
-            while len(moved := self.problem.space.transfers(best, (step,))):
-                values = self._objective(moved)
-                if values.min() >= value - 1e-12:
-                    break
-                best, value = moved[int(np.argmin(values))], float(values.min())
-        return best

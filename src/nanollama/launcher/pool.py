@@ -113,11 +113,6 @@ class Pool:
         """Jobs not yet reported by ``poll``."""
         return len(self._waiting) + len(self._running) + len(self._failed)
 
-    @property
-    def idle(self) -> int:
-        """Slots for which no job is waiting."""
-        return max(0, self.slots - len(self._running) - len(self._waiting))
-
     def submit(self, job: Job) -> None:
         """Start a job as soon as a slot is free."""
         self._waiting.append((job, 0))

@@ -91,11 +91,9 @@ def test_a_free_slot_is_filled_at_once(job):
     with Pool(2) as pool:
         for name in ("long", "a", "b", "c"):
             pool.submit(job(name, how="until_go" if name == "long" else "ok"))
-        assert pool.idle == 0
         ended = [pool.poll() for _ in range(3)]
         (job("long").run_dir / "go").touch()
         ended += drain(pool)
-        assert pool.idle == 2
     assert [e.job.run_dir.name for e in ended] == ["a", "b", "c", "long"]
     assert {e.slot for e in ended[:3]} == {1} and all(e.result["status"] == "ok" and e.attempts == 1 for e in ended)
 

@@ -32,7 +32,8 @@ def ei(problem: Problem, records: Sequence[Record], rng: np.random.Generator) ->
 def ei_per_flop(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
     """Plain EI of each candidate's own value over the best predicted anywhere, divided by cost.
 
-    Kept to show why it fails: a small model's loss improves on nothing, so only the largest sizes ever have a value.
+    Kept to show why it fails: a small model's loss improves on nothing, so it buys the largest size that
+    the rules allow, and learns from no cheap run.
     """
     grid = build(problem, records, rng)
     here = grid.surrogate.grid(grid.mixtures, grid.sizes, grid.steps, contrast=False)
