@@ -15,7 +15,7 @@ Interval = tuple[float, float]
 ALPHAS = np.geomspace(0.02, 2.0, 400)  # 1.2 % apart
 DRAWS = 300  # bootstrap
 DECADE = 10.0  # ratio of parameters below which an exponent cannot be told
-WIDE = 0.3  # half width of alpha's interval, as a share of alpha, from which on it is not told either
+WIDE = 0.3  # half width of an interval (of alpha: as a share of it) from which on the exponent is not told either
 FEWEST = 5  # points for a power law with its three constants, and one to see how well it fits
 
 
@@ -39,13 +39,14 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class Slope:
-    """``ratio ~ params^slope`` with a 90 % interval."""
+    """``ratio ~ params^slope`` with a 90 % interval; ``doubt``: why it is not identifiable, or empty."""
 
     name: str
     slope: float
     interval: Interval
     first: float
     last: float
+    doubt: str = ""
 
 
 def power_law(params: Sequence[float], losses: Sequence[float], errors: Sequence[float], seed: int = 0) -> PowerLaw | None:
@@ -80,7 +81,9 @@ def slope(name: str, params: Sequence[float], ratios: Sequence[float]) -> Slope 
     left = y - y.mean() - rise * centred
     error = math.sqrt(float(left @ left) / (len(x) - 2) / float(centred @ centred))
     half = float(stdtrit(len(x) - 2, 0.95)) * error
-    return Slope(name, rise, (rise - half, rise + half), float(ratios[0]), float(ratios[-1]))
+    span = float(np.exp(np.ptp(x)))
+    doubt = _narrow(len(x), span) or (f"the exponent could be anything from {rise - half:.2g} to {rise + half:.2g}" if half > WIDE else "")
+    return Slope(name, rise, (rise - half, rise + half), float(ratios[0]), float(ratios[-1]), doubt)
 
 
 def _weights(errors: Array) -> Array:
@@ -115,10 +118,14 @@ def _interval(values: Array) -> Interval:
 
 def _doubt(points: int, span: float, alpha: float, alphas: Interval) -> str:
     """Why the exponent cannot be told from these points; empty if it can."""
-    if points < FEWEST:
-        return f"{points} points, {FEWEST} are needed"
-    if span < DECADE:
-        return f"parameters span a factor of {span:.2g}, {DECADE:g} is needed"
+    if _narrow(points, span):
+        return _narrow(points, span)
     if (alphas[1] - alphas[0]) / 2 > WIDE * alpha:
         return f"alpha could be anything from {alphas[0]:.2g} to {alphas[1]:.2g}"
     return ""
+
+
+def _narrow(points: int, span: float) -> str:
+    if points < FEWEST:
+        return f"{points} points, {FEWEST} are needed"
+    return f"parameters span a factor of {span:.2g}, {DECADE:g} is needed" if span < DECADE else ""

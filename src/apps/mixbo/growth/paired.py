@@ -134,7 +134,8 @@ def _give_up(policy: Policy, state: State, found: Table) -> Stop:
     seeds = max((arm.seeds for arm in found.arms), default=0)
     smallest = found.noise.detectable(seeds, policy.options.z)
     if not math.isfinite(smallest):
-        return Stop("no direction has a gain; the noise is not known", found)
+        verdicts = ", ".join(sorted({arm.verdict.partition(":")[0] + f" ({arm.move.label})" for arm in found.arms}))
+        return Stop(f"no direction could be measured: {verdicts}", found)
     best = max((arm for arm in found.arms if arm.gain is not None), key=lambda arm: arm.gain or 0.0, default=None)
     hint = _hint(policy, found.noise, best)
     said = f"no direction gains significantly: with sigma {found.noise.sigma:.2g} and {seeds} seeds a gain of {smallest:.2g} would be seen"

@@ -95,6 +95,9 @@ def fit_lines(story: Story) -> list[str]:
     """The fitted curves in words."""
     lines = [law_words(story.law)] if story.law else []
     for one in story.slopes:
+        if one.doubt:
+            lines.append(f"Ratio {one.name}: {one.first:.3g} to {one.last:.3g}; its trend is not identifiable ({one.doubt})")
+            continue
         low, high = one.interval
         lines.append(f"Ratio {one.name}: {one.first:.3g} to {one.last:.3g}, ~ params^{one.slope:.2f} (90 %: {low:.2f} to {high:.2f})")
     return lines

@@ -58,6 +58,7 @@ class Story:
     state: State
     chapters: tuple[Chapter, ...]
     measurements: tuple[Measurement, ...]
+    path: tuple[Measurement, ...]
     records: tuple[GrowthRecord, ...]
     reason: str | None
     detectable: float | None
@@ -68,19 +69,6 @@ class Story:
     def noise(self) -> Noise:
         """Of the newest cohort."""
         return self.chapters[-1].table.noise
-
-    @property
-    def path(self) -> list[Measurement]:
-        """The incumbents, oldest first, with the losses of the rounds that they led: on seeds that had no part in choosing them."""
-        found: dict[tuple[Point, int], Measurement] = {}
-        for chapter in self.chapters:
-            table = chapter.table
-            if table.loss is not None:
-                params = self.policy.space.params(chapter.incumbent, chapter.overrides)
-                error = math.nan if table.error is None else table.error
-                one = Measurement(chapter.incumbent, chapter.cohort, params, table.loss, error, table.seeds)
-                found[chapter.incumbent, chapter.cohort] = one
-        return list(found.values())
 
     @property
     def best(self) -> Measurement | None:
@@ -98,9 +86,23 @@ def tell(growth: Growth, records: Sequence[GrowthRecord]) -> Story:
     action = f"stopped: {end.reason}" if end else f"confirming {state.winner.label}" if state.winner else "running"
     chapters = (*finished, Chapter(state.round, state.cohort, state.overrides, state.incumbent, now, action, None, state.scale))
     shown = measurements(policy, found, {chapter.cohort: chapter.overrides for chapter in chapters})
-    law, slopes = fits(shown, state.cohort)
+    path = incumbents(policy, chapters)
+    law, slopes = fits(shown, path, state.cohort)
     why, smallest = (end.reason, end.detectable) if end else (None, None)
-    return Story(policy, state, chapters, shown, tuple(records), why, smallest, law, slopes)
+    return Story(policy, state, chapters, shown, path, tuple(records), why, smallest, law, slopes)
+
+
+def incumbents(policy: Policy, chapters: Sequence[Chapter]) -> tuple[Measurement, ...]:
+    """The incumbents, oldest first, with the losses of the rounds that they led: on seeds that had no part in choosing them."""
+    found: dict[tuple[Point, int], Measurement] = {}
+    for chapter in chapters:
+        table = chapter.table
+        if table.loss is not None:
+            params = policy.space.params(chapter.incumbent, chapter.overrides)
+            error = math.nan if table.error is None else table.error
+            one = Measurement(chapter.incumbent, chapter.cohort, params, table.loss, error, table.seeds)
+            found[chapter.incumbent, chapter.cohort] = one
+    return tuple(found.values())
 
 
 def measurements(policy: Policy, found: Results, overrides: Mapping[int, Overrides]) -> tuple[Measurement, ...]:
@@ -116,13 +118,13 @@ def measurements(policy: Policy, found: Results, overrides: Mapping[int, Overrid
     )
 
 
-def fits(shown: Sequence[Measurement], cohort: int) -> tuple[PowerLaw | None, tuple[Slope, ...]]:
-    """Loss against parameters over everything that one cohort has trained; ratios over the same shapes."""
+def fits(shown: Sequence[Measurement], path: Sequence[Measurement], cohort: int) -> tuple[PowerLaw | None, tuple[Slope, ...]]:
+    """Loss against parameters over everything that one cohort has trained; ratios over the shapes that were chosen."""
     mine = [one for one in shown if one.cohort == cohort]
     law = power_law([one.params for one in mine], [one.loss for one in mine], [one.error for one in mine])
     slopes = []
     for name, (above, below) in RATIOS.items():
-        values = [(one.params, ratio) for one in mine if (ratio := _ratio(dict(one.point), above, below))]
+        values = [(one.params, ratio) for one in path if (ratio := _ratio(dict(one.point), above, below))]
         found = slope(name, *zip(*values, strict=True)) if values else None
         slopes += [found] if found else []
     return law, tuple(slopes)

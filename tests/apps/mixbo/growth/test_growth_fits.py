@@ -55,4 +55,6 @@ def test_slopes_of_ratios_are_those_of_a_linear_regression() -> None:
     reference = linregress(np.log(n), np.log(ratios))
     assert found and found.slope == pytest.approx(reference.slope)
     assert (found.interval[1] - found.interval[0]) / 2 == pytest.approx(1.7709 * reference.stderr, rel=1e-3)  # t, 13 degrees, 95 %
-    assert slope("constant", n, np.ones(15)) is None
+    assert not found.doubt and slope("constant", n, np.ones(15)) is None
+    few, wild = slope("few", n[:4], ratios[:4]), slope("wild", n, np.exp(3 * rng.standard_normal(15)))
+    assert few and "points" in few.doubt and wild and "anything" in wild.doubt
