@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from src.nanollama.config import RunFailed, RunFolder, main
 
 from .cells.config import CELLS, CellsConfig
+from .cells.trial import Trial
 
 
 @main(CELLS)
@@ -18,18 +20,24 @@ def families(cfg: CellsConfig, run: RunFolder) -> dict[str, Any]:
     """Tune every cell by successive halving, train the best settings again, write tables and the report. The same command resumes."""
     from src.nanollama.config import write_csv, write_json
 
-    from .cells.halving import Runs, check_cells, loss_of, promoted, rungs, trials
+    from .cells.halving import Runs, check_cells, loss_of, promoted, rungs
+    from .cells.propose import propose, waves
     from .cells.results import cell_rows, summary, write_report
 
     check_cells(cfg)
-    runs, chosen, before = Runs(cfg, run.path), trials(cfg), None
-    rows: list[dict[str, Any]] = []
-    for steps in rungs(cfg):
+    runs, levels = Runs(cfg, run.path), rungs(cfg)
+    results: dict[Trial, dict[str, Any]] = {}
+    for numbers in waves(cfg):
+        losses = {trial: loss_of(result) for trial, result in results.items()}
+        results |= runs.rung(propose(cfg, numbers, losses), levels[0], None)
+    rows = cell_rows(cfg, results, levels[0])
+    for before, steps in itertools.pairwise(levels):
+        write_csv(run.path / "trials.csv", rows)
+        chosen = promoted({trial: loss_of(result) for trial, result in results.items()}, cfg.halving.eta)
         results = runs.rung(chosen, steps, before)
         rows += cell_rows(cfg, results, steps)
-        write_csv(run.path / "trials.csv", rows)
-        losses = {trial: loss_of(result) for trial, result in results.items()}
-        chosen, before = promoted(losses, cfg.halving.eta if steps < cfg.steps else len(losses)), steps
+    write_csv(run.path / "trials.csv", rows)
+    chosen = promoted({trial: loss_of(result) for trial, result in results.items()}, len(results) + 1)
     if not chosen:
         raise RunFailed("no trial of any cell trained to its end; trials.csv has their messages", status="error")
     found = summary(cfg, runs.final(chosen) if cfg.seeds else {trial: [results[trial]] for trial in chosen})

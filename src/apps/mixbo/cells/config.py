@@ -48,7 +48,7 @@ class CellsConfig:
     overrides: tuple[str, ...] = ()  # for every run
     space: dict[str, Any] = field(default_factory=dict)  # key: values in Hydra's sweep grammar
     cells: tuple[str, ...] = ("model.family", "model.target_params")  # keys whose every combination gets the same trials
-    strategy: Literal["random", "grid"] = "random"  # of the other keys
+    strategy: Literal["random", "grid", "tpe"] = "random"  # of the other keys; tpe: Optuna's, each cell on its own
     trials: Positive = 9  # settings tried in each cell
     steps: Positive = 200  # of a whole training
     halving: HalvingConfig = field(default_factory=HalvingConfig)

@@ -1,57 +1,22 @@
-"""The runs of a comparison: which settings each cell tries, for how long, and which go on."""
+"""The runs of a comparison: how long trials go, which go on, and their trainings."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from src.nanollama.checkpoint.find import find_checkpoint
 from src.nanollama.config import ConfigError, Interrupted, quoted, read_result
-from src.nanollama.config.folder import slug
 
-from .axis import Axis, Value, override, parse_space
+from .axis import override
 from .config import CellsConfig
-
-Setting = Mapping[str, Value]
-Cell = tuple[Value, ...]
+from .propose import propose
+from .trial import Trial
 
 BASE = ("optim.schedule=constant", "checkpoint.keep=1")  # a run is then a prefix of every longer one, and can be continued
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A setting in a cell."""
-
-    cell: Cell
-    number: int
-    setting: Setting = field(hash=False, compare=False)  # told by the number
-
-    def name(self, suffix: object) -> str:
-        """Of a run folder: the cell, the trial, and which run of it."""
-        return slug("-".join([*map(str, self.cell), str(self.number), str(suffix)]))
-
-
-def settings(cfg: CellsConfig, axes: Mapping[str, Axis]) -> list[Setting]:
-    """What every cell tries: the same for all, so that no cell is luckier in its draws."""
-    free = [axis for key, axis in axes.items() if key not in cfg.cells]
-    if cfg.strategy == "grid" or not free:
-        points = list(itertools.product(*(axis.values for axis in free)))
-        return [dict(zip([axis.key for axis in free], point, strict=True)) for point in points]
-    draws = [[np.random.default_rng([cfg.seed, number, i]) for i in range(len(free))] for number in range(cfg.trials)]
-    return [{axis.key: axis.sample(rng) for axis, rng in zip(free, row, strict=True)} for row in draws]
-
-
-def trials(cfg: CellsConfig) -> list[Trial]:
-    """Every trial of the comparison, cell by cell."""
-    axes = parse_space(cfg.space)
-    cells = itertools.product(*(axes[key].values for key in cfg.cells))
-    return [Trial(cell, number, setting) for cell in cells for number, setting in enumerate(settings(cfg, axes))]
 
 
 def rungs(cfg: CellsConfig) -> list[int]:
@@ -65,8 +30,8 @@ def rungs(cfg: CellsConfig) -> list[int]:
 def promoted(losses: Mapping[Trial, float], eta: int) -> list[Trial]:
     """The best 1 / eta of each cell, at least one; none that failed."""
     kept: list[Trial] = []
-    for _, group in itertools.groupby(losses, key=lambda trial: trial.cell):
-        ranked = sorted(group, key=losses.__getitem__)
+    for cell in dict.fromkeys(trial.cell for trial in losses):
+        ranked = sorted((trial for trial in losses if trial.cell == cell), key=losses.__getitem__)
         kept += [trial for trial in ranked[: math.ceil(len(ranked) / eta)] if math.isfinite(losses[trial])]
     return kept
 
@@ -131,14 +96,11 @@ def check_cells(cfg: CellsConfig) -> None:
     from src.nanollama.config import compose
     from src.nanollama.config.main import entry_of
 
-    runs, impossible, seen = Runs(cfg, Path(cfg.run_dir or ".")), [], set()
-    for trial in trials(cfg):
-        if trial.cell in seen:
-            continue
-        seen.add(trial.cell)
+    runs, impossible, cells = Runs(cfg, Path(cfg.run_dir or ".")), [], propose(cfg, range(1), {})
+    for trial in cells:
         try:
             compose(entry_of(cfg.script), runs.overrides(trial, []))
         except ConfigError as error:
             impossible.append(f"{' '.join(map(str, trial.cell))}: {error}")
     if impossible:
-        raise ConfigError(f"{len(impossible)} of {len(seen)} cells cannot be run:\n  " + "\n  ".join(impossible))
+        raise ConfigError(f"{len(impossible)} of {len(cells)} cells cannot be run:\n  " + "\n  ".join(impossible))

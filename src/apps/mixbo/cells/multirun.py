@@ -10,7 +10,7 @@ from src.nanollama.config import ConfigError
 from ..options import PoolConfig
 from .config import CellsConfig, resolve
 
-STRATEGIES = ("random", "grid")
+STRATEGIES = ("random", "grid", "tpe")
 STEPS = "train.steps"
 
 
@@ -21,9 +21,11 @@ def translate(script: str, arguments: Sequence[str], options: Mapping[str, Any],
     if options["strategy"] not in STRATEGIES:
         raise ConfigError(
             f"hydra.sweeper.strategy={options['strategy']} searches data mixtures (over model and train.steps); "
-            f"for a space of other keys take hydra.sweeper.strategy={' or '.join(STRATEGIES)}"
+            f"for a space of other keys take hydra.sweeper.strategy={', '.join(STRATEGIES)}"
         )
-    space, rest, more = {}, [], {}
+    space: dict[str, str] = {}
+    rest: list[str] = []
+    more: dict[str, Any] = {}
     for override in OverridesParser.create().parse_overrides(list(arguments)):
         key, _, text = (override.input_line or "").partition("=")
         if override.is_sweep_override():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import CellsConfig
-from .halving import Trial
+from .trial import Trial
 
 Result = Mapping[str, Any]
 
