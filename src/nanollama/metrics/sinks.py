@@ -75,19 +75,32 @@ def newest(path: Path, split: str) -> dict[str, Any] | None:
     return None
 
 
-class TensorBoard:
-    """Scalars ``<metric>/<split>``, so that the loss curves of all splits share a chart group."""
+CHARTS = {  # TensorBoard's tab Custom Scalars: lines that belong together in one chart
+    "training": {
+        "loss and its floor, nats per token": ["Multiline", ["^loss/", "^bayes_loss/"]],
+        "excess over the floor": ["Multiline", ["^excess_loss/"]],
+        "gradient norm": ["Multiline", ["^grad_norm/"]],
+        "learning rate": ["Multiline", ["^lr/"]],
+        "tokens per second": ["Multiline", ["^tokens_per_s/"]],
+    }
+}
 
-    def __init__(self, folder: Path, config: Record, resume_step: int = 0) -> None:
+
+class TensorBoard:
+    """Scalars ``<metric>/<split>``, without standard errors; ``charts``: a page of those that belong together, by title and tag."""
+
+    def __init__(self, folder: Path, config: Record, resume_step: int = 0, charts: Record | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._config = config
         self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+        if charts:
+            self._writer.add_custom_scalars(charts)
 
     def write(self, record: Record) -> None:
         for key, value in record.items():
-            if key not in ("step", "split", "tokens") and isinstance(value, (int, float)):
-                self._writer.add_scalar(f"{key}/{record['split']}", value, record["step"])
+            if key not in ("step", "split", "tokens") and not key.endswith("_se") and isinstance(value, (int, float)):
+                self._writer.add_scalar(tag(key, record), value, record["step"])
 
     def finish(self, result: Record) -> None:
         """The run as a row of the HParams tab: its config against what came out."""
@@ -142,7 +155,12 @@ def wandb_id(run_dir: Path) -> str:
 def chart_values(record: Record) -> dict[str, Any]:
     """A record as wandb charts it: ``<metric>/<split>`` (or the metric's own path) over ``step``, which may come in any order."""
     shown = {key: value for key, value in record.items() if key not in ("step", "split") and value is not None}
-    return {"step": record["step"]} | {key if "/" in key else f"{key}/{record['split']}": value for key, value in shown.items()}
+    return {"step": record["step"]} | {tag(key, record): value for key, value in shown.items()}
+
+
+def tag(key: str, record: Record) -> str:
+    """The name of a metric in a chart: its own path, or ``<metric>/<split>``."""
+    return key if "/" in key else f"{key}/{record['split']}"
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -161,7 +179,7 @@ class Sinks:
         if active:
             self._sinks.append(Jsonl(run_dir / "metrics.jsonl", resume_step))
             if cfg.tensorboard:
-                self._sinks.append(TensorBoard(run_dir / "tb", config, resume_step))
+                self._sinks.append(TensorBoard(run_dir / "tb", config, resume_step, CHARTS))
             if cfg.wandb.active:
                 self._sinks.append(Wandb(run_dir, cfg, config))
 

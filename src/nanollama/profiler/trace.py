@@ -72,5 +72,5 @@ def table(events: Any, cuda: bool) -> str:
     """The operators that take most time of their own (on the device, where there is one), as a Markdown table in milliseconds."""
     own, total = ("self_device_time_total", "device_time_total") if cuda else ("self_cpu_time_total", "cpu_time_total")
     rows = sorted(events, key=lambda event: -getattr(event, own))[:TOP]
-    lines = [f"| {e.key} | {e.count} | {getattr(e, own) / 1e3:.3f} | {getattr(e, total) / 1e3:.3f} |" for e in rows]
+    lines = [f"| `{e.key}` | {e.count} | {getattr(e, own) / 1e3:.3f} | {getattr(e, total) / 1e3:.3f} |" for e in rows]
     return "\n".join(["| operator | calls | own ms | total ms |", "|---|---|---|---|", *lines])
