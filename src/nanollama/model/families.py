@@ -108,7 +108,8 @@ def solve(cfg: ModelConfig) -> ModelConfig:
     found = [min(_shapes(cfg, family, depth), key=_badness) for depth in depths]
     best = min(found, key=lambda shape: (not _fits(shape), _far(shape.emb_dim / shape.nb_layers, family.aspect)))
     if not _fits(best):
-        raise ConfigError(_unreachable(cfg, min(found, key=_badness)))
+        tried = [shape for depth in depths for shape in _shapes(cfg, family, depth)]
+        raise ConfigError(_unreachable(cfg, min(tried, key=lambda shape: (_disproportion(shape) > 2, abs(deviation(shape))))))
     return best
 
 

@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if cpu.fusible(x) and self.weight.dtype == x.dtype:
             return cpu.rms_norm(x, self.weight, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)  # autocast leaves half precision behind
 
 
 class SwiGLU(nn.Module):

@@ -179,6 +179,16 @@ def test_deep_layers_without_skips_train_because_of_their_start() -> None:
     assert loss_after_training(Transformer(cfg)) < 1.0 < 3.0 < loss_after_training(drawn)
 
 
+@pytest.mark.parametrize("name", ["collective", "deep", "deep_resnet"])
+def test_half_precision_stays_near(name: str) -> None:
+    model, tokens = Transformer(family(name)), torch.arange(24)[None]
+    with torch.no_grad():
+        full = model(tokens)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = model(tokens)
+    assert float((half.float() - full).square().mean()) < 0.02 * float(full.var())
+
+
 def test_skips_make_the_same_model_as_before() -> None:
     """Widths given layer by layer and one by one for all are the same model."""
     one = ModelConfig(vocab_size=32, emb_dim=16, nb_layers=2, nb_heads=2, ffn_dim=40)
