@@ -138,7 +138,7 @@ class SweepConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
-GROWTH_VOLATILE = ("override", "num_iterations", "results_file")  # of greedy growth
+GROWTH_VOLATILE = ("override", "num_iterations", "results_file", "reuse")  # of greedy growth
 SWEEP_VOLATILE = ("budget", "pool", "storage", "metrics", *(f"growth.{key}" for key in GROWTH_VOLATILE))  # may change on resume
 
 

@@ -13,6 +13,8 @@ from src.nanollama.config.compose import as_dict
 from src.nanollama.metrics.sinks import read_jsonl
 
 from ..study import Outcome
+from .names import SEED
+from .reuse import COPIED, twin
 from .shapes import Shapes
 from .trials import GrowthRecord
 
@@ -31,11 +33,22 @@ class Commands:
         """A fresh process for every trial, so that none inherits another's compiled graphs, memory or random state."""
         wanted = trial.wanted
         if wanted.kind == "train":
-            return self.shapes.command(wanted.points[0], wanted.overrides, wanted.seed, run_dir)
+            return self._copy(trial, run_dir) or self.shapes.command(wanted.points[0], wanted.overrides, wanted.seed, run_dir)
         configs = [_parts(as_dict(self.shapes.config(point, wanted.overrides))) for point in wanted.points]
         run_dir.mkdir(parents=True, exist_ok=True)
         write_json(run_dir / "shapes.json", {"configs": configs})
         return (sys.executable, "-m", PROBE, str(run_dir))
+
+    def _copy(self, trial: GrowthRecord, run_dir: Path) -> tuple[str, ...] | None:
+        """The command that copies an equal training of a growth beside this one, where that is wanted and there is one."""
+        if not self.shapes.growth.reuse:
+            return None
+        point, overrides = trial.wanted.points[0], (*trial.wanted.overrides, (SEED, self.shapes.seed + trial.wanted.seed))
+        asked = json.loads(json.dumps(as_dict(self.shapes.config(point, overrides))))
+        found = twin(asked, run_dir.parent.parent, self.shapes.training.script)
+        if not found:
+            return None
+        return ("cp", *(str(found / name) for name in COPIED if (found / name).is_file()), str(run_dir))
 
     def outcome(self, trial: GrowthRecord, run_dir: Path, result: Mapping[str, Any]) -> Outcome:
         """The final loss and what the training measured of itself; or the costs that a probe measured, as (value, scatter)."""

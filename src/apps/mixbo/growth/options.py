@@ -26,6 +26,7 @@ class GrowthConfig:
     efficiency_target: Target = "params"  # cost: parameters, peak memory, time of a step, FLOPs of a step
     override: dict[str, Any] = field(default_factory=dict)  # training settings; changed on resume, the incumbent is measured anew
     results_file: str | None = None  # YAML in upstream's layout, written beside the study
+    reuse: bool = False  # copy equal trainings from growths in the same folder, as a multirun over costs leaves them
     rule: Literal["paired", "upstream"] = "paired"  # upstream: its decisions exactly, its mistakes included
     nlayer_dup_mode: Literal["dup_middle", "dup_each"] = "dup_middle"  # which entry of per-layer lists a new layer copies
     max_iters_increase: Positive | None = None  # steps added when stuck; None: half as many again (upstream: none)

@@ -182,6 +182,19 @@ def test_4_an_override_on_resume_measures_the_incumbent_anew(tmp_path: Path) -> 
     assert renewed[0].points[0] == before.state.incumbent and dict(renewed[0].overrides) == {"train.steps": 400}
 
 
+def test_equal_trainings_of_a_growth_beside_it_are_copied(tmp_path: Path) -> None:
+    argv = ["growth.num_iterations=1", "growth.param_names=[mlp_size]", "growth.increments=[32]", "growth.baseline={noise: 2e-4}"]
+    grow(tmp_path / "first", *argv)
+    (tmp_path / "first/trials/99").mkdir()
+    (tmp_path / "first/trials/99/result.json").write_text('{"status": "ok"}')  # a probe has no config
+    grow(tmp_path / "second", *argv, "growth.efficiency_target=flops", "growth.reuse=true")
+    first, second = story(tmp_path / "first"), story(tmp_path / "second")
+    assert [record.measured for record in second.records] == [record.measured for record in first.records]
+    assert not list((tmp_path / "second" / "trials").glob("*/started"))  # nothing was trained
+    grow(tmp_path / "third", *argv[:-1], "growth.baseline={noise: 3e-4}", "growth.reuse=true")
+    assert len(list((tmp_path / "third" / "trials").glob("*/started"))) == len(story(tmp_path / "third").records)
+
+
 def test_trials_that_die_in_any_way_do_not_stop_it(tmp_path: Path) -> None:
     bad = "growth.baseline={bad: {emb_dim_64: kill, ffn_dim_64: exit, nb_layers_2: raise}}"
     reason = grow(tmp_path / "bad", bad, "pool.retries=0", "growth.random_iterations=2")
