@@ -149,7 +149,8 @@ class EvalConfig:
 
     period: Count = 100  # 0: only at the end
     sequences: Positive = 64
-    asynchronous: bool = False  # periodic evaluations save and leave the work to a process of their own
+    asynchronous: bool = False  # periodic evaluations save and leave the work to others
+    launcher: Literal["process", "sbatch"] = "process"  # asynchronous: to a process on this machine, or to a Slurm job
     checkpoint: str | None = None  # do not train: evaluate this checkpoint folder
 
 

@@ -56,8 +56,7 @@ def tokenized_corpus(manifest: Manifest, tokenizer: Path, seq_len: int, seed: in
     with (folder / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         tokenize_corpus(manifest, tokenizer, folder)
-    paths = {domain: [folder / f"{domain}.{part}" for part in SPLITS] for domain in manifest.domains}
-    return {domain: token_source(f"tokens/{domain}", *both, seq_len, seed) for domain, both in paths.items()}
+    return {d: token_source(f"tokens/{d}", folder / f"{d}.train", folder / f"{d}.valid", seq_len, seed) for d in manifest.domains}
 
 
 def tokenize_corpus(manifest: Manifest, tokenizer: Path, folder: Path) -> None:

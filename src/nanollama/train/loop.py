@@ -29,10 +29,11 @@ from ..model import sizing
 from ..model.transformer import Transformer
 from ..profiler import flops, memory
 from ..profiler.trace import Tracer
+from .background import Background
 from .evaluate import HeldOut, evaluate, final_metrics
 from .journal import Journal
 from .resolve import Training
-from .saved import Background, evaluate_saved, main_split
+from .saved import evaluate_saved, main_split
 from .schedule import decay_start
 from .state import TrainState
 from .step import Step, check_mode

@@ -156,3 +156,19 @@ def test_slurm_that_does_not_answer(tmp_path, monkeypatch, capsys):
     assert launcher([SCRIPT, "launcher=sbatch", f"run_dir={tmp_path}/r"]) == 2
     assert "Slurm does not answer" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluations_beside_a_training_as_jobs(tmp_path):
+    """The same records as those of an evaluation in the loop."""
+    small = ["model.emb_dim=16", "model.nb_layers=1", "model.nb_heads=1", "data.seq_len=16", "data.batch_size=2", "eval.sequences=4"]
+    train = [sys.executable, "-m", "src.apps.gssm.train", "src/apps/gssm/configs/debug.yaml", *small, "train.steps=4", "eval.period=2"]
+    for name, how in (("beside", ["eval.asynchronous=true", "eval.launcher=sbatch", "cluster.mem=1G"]), ("inside", [])):
+        subprocess.run([*train, *how, f"run_dir={tmp_path}/{name}"], check=True, capture_output=True)
+    records = {}
+    for name in ("beside", "inside"):
+        found = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        records[name] = [{key: record[key] for key in ("step", "loss", "excess_loss")} for record in found if record["split"] == "valid"]
+    assert [record["step"] for record in records["inside"]] == [2, 4]
+    assert sorted(records["beside"], key=lambda record: record["step"]) == records["inside"]
+    launched = json.loads((tmp_path / "beside/checkpoints/2/eval/launch/0/launch.json").read_text())
+    assert launched["launcher"] == "sbatch" and launched["job_id"].isdigit()

@@ -20,7 +20,7 @@ from src.nanollama.config import ROOT, ConfigError, Interrupted
 from src.nanollama.config.schema import CheckpointConfig
 from src.nanollama.distributed import Ranks
 from src.nanollama.metrics.sinks import read_jsonl
-from src.nanollama.train import evaluate, loop, saved
+from src.nanollama.train import background, evaluate, loop
 
 HERE = Ranks(0, 1, torch.device("cpu"))
 
@@ -177,7 +177,7 @@ def test_evaluations_in_the_background_land_in_the_same_records(tmp_path) -> Non
 
 
 def test_a_failed_evaluation_keeps_its_checkpoint_and_says_so(tmp_path, caplog, monkeypatch) -> None:
-    monkeypatch.setattr(saved.sys.modules["__main__"], "__spec__", ModuleSpec("src.nanollama.no_such_command", None))
+    monkeypatch.setattr(background.sys.modules["__main__"], "__spec__", ModuleSpec("src.nanollama.no_such_command", None))
     cfg = ToyConfig(eval=replace(ToyConfig().eval, asynchronous=True), checkpoint=replace(ToyConfig().checkpoint, keep=1))
     run_toy(tmp_path, cfg)
     assert "evaluation of checkpoint 4 failed" in caplog.text
