@@ -93,12 +93,9 @@ def interval(values: Sequence[float]) -> float | None:
 
 
 def pareto(found: Sequence[Point]) -> list[Point]:
-    """The points that no other beats in both size and loss, by size."""
-    front: list[Point] = []
-    for point in sorted(found, key=lambda p: (p.parameters, p.loss)):
-        if not front or point.loss < front[-1].loss:
-            front.append(point)
-    return front
+    """The points to which no other of the same size or less is better, by size. What differs by less than 1 % is of the same size."""
+    front = [p for p in found if not any(q.loss < p.loss and q.parameters < 1.01 * p.parameters for q in found)]
+    return sorted(front, key=lambda point: point.parameters)
 
 
 def loss_at(curve: Sequence[Point], parameters: float) -> float | None:

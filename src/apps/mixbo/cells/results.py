@@ -44,7 +44,8 @@ def summary(cfg: CellsConfig, final: Mapping[Trial, Sequence[Result]]) -> list[d
             "test_loss_se": statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else None,
             "test_accuracy": statistics.mean(result["final/test_accuracy"] for result in fine) if fine else None,
         })  # fmt: skip
-        shown = f"{losses and statistics.mean(losses):.4f}" if losses else "failed"
+        shown = f"{statistics.mean(losses):.4f}" if losses else "failed"
+        shown += f" ({len(results) - len(fine)} of {len(results)} seeds failed)" if losses and len(fine) < len(results) else ""
         print("  ".join([*(f"{value!s:18s}" for value in trial.cell), shown, *(f"{k}={v}" for k, v in trial.setting.items())]), flush=True)
     return entries
 
