@@ -31,20 +31,23 @@ def unlocked(problem: Problem, records: Sequence[Record]) -> NDArray[np.bool_]:
     return np.concatenate([[True], results[:-1] >= problem.cost.unlock])
 
 
+def total(problem: Problem, records: Sequence[Record]) -> float:
+    """FLOPs charged so far with the overhead of every launch: hundreds of tiny runs are no more free than one large one."""
+    return spent(records) + problem.cost.overhead * problem.full_run * len(records)
+
+
 def allowance(problem: Problem, records: Sequence[Record]) -> float:
-    """Most FLOPs that the next trial may add: never far more than what was spent, so a study cannot start at the top."""
+    """Most FLOPs that the next trial may add: never far more than what was charged, so a study cannot start at the top."""
     smallest = float(flops(problem, 0, problem.fidelities.steps[-1]))
-    return max(problem.cost.first * smallest, problem.cost.growth * spent(records))
+    return max(problem.cost.first * smallest, problem.cost.growth * total(problem, records))
 
 
 def owes_target(problem: Problem, records: Sequence[Record]) -> bool:
-    """Whether a full run of the largest model is due: ``strategy.confirm`` of all that was charged, launches included, goes there.
+    """Whether a full run of the largest model is due: ``strategy.confirm`` of all that was charged goes there, as soon as one may be paid.
 
-    A surrogate that is sure of itself values nothing but cheap trials; this share bounds what its mistakes can cost. Due as soon as
-    one may be paid for.
+    A surrogate that is sure of itself values nothing but cheap trials; this share bounds what its mistakes can cost.
     """
     size, step = problem.fidelities.target
     name = problem.fidelities.sizes[size]
     there = sum(record.flops for record in records if record.model_size == name and record.steps == step)
-    everything = spent(records) + problem.cost.overhead * problem.full_run * len(records)
-    return there < problem.strategy.confirm * everything and problem.full_run <= allowance(problem, records)
+    return there < problem.strategy.confirm * total(problem, records) and problem.full_run <= allowance(problem, records)

@@ -1,8 +1,9 @@
 """Typed options of the mixture optimiser. No torch here: the launcher reads them to check a config.
 
 Every number that steers the search has its default here or in ``priors.py``, with the reason beside it. Where the reason says
-*synthetic*, the value was chosen on the parametric simulator of ``objectives/simulator.py``. Two were introduced after looking at one
-seed of the emulator benchmark as well, and their values not varied there: ``StrategyConfig.caution`` and ``confirm``.
+*synthetic*, the value was chosen on the parametric simulator of ``objectives/simulator.py``. No value was varied on the emulator
+benchmark, but rules were: ``StrategyConfig.confirm``, full runs placed by expected improvement, and the best anchor as the first of them
+came after looking at traces of three of its seeds, then were compared on the simulator.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class CostConfig:
     overhead: Rate = 0.02  # launch overhead, in full runs of the largest model: without it hundreds of tiny runs look free
     continuation: bool = True  # extend a run for the added steps only; valid for constant and WSD schedules
     unlock: Positive = 2  # results one size below before a size may be used: with one, no trend is visible
-    growth: PositiveFloat = 1.0  # the next trial costs at most this times what was spent: doubling, as in successive halving
+    growth: PositiveFloat = 1.0  # the next trial costs at most this times what was charged so far: doubling, as in successive halving
     first: PositiveFloat = 1.0  # ... or this many full runs of the smallest model, so that the first trial can start
 
 

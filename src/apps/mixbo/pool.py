@@ -21,8 +21,11 @@ CONCENTRATIONS = (1.0, 0.3, 3.0)  # inside, near faces and corners, and near the
 
 def tested(records: Sequence[Record]) -> Array:
     """(n, K): each mixture that was tried and did not fail, once, in order of first use."""
-    seen = dict.fromkeys(tuple(np.round(record.weights, 9)) for record in records if record.status != "failed")
-    return np.array(list(seen))
+    seen: dict[tuple[float, ...], tuple[float, ...]] = {}
+    for record in records:
+        if record.status != "failed":
+            seen.setdefault(tuple(np.round(record.weights, 9)), record.weights)  # as given: a table knows them in full only
+    return np.array(list(seen.values()))
 
 
 def is_known(weights: Array, known: Array) -> NDArray[np.bool_]:
