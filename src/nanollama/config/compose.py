@@ -212,8 +212,10 @@ def check_overrides(entry: Entry, overrides: Sequence[str]) -> None:
 
 
 def _check_choice(group: str, value: Any, is_sweep: bool) -> None:
+    if value is None:
+        raise ConfigError(f"command line: {group}=null: to choose no {group}, leave it out")
     folder = CONFIGS / group
-    if is_sweep or not folder.is_dir() or value is None:
+    if is_sweep or not folder.is_dir():
         return
     options = sorted(f.stem for f in folder.glob("*.yaml"))
     if str(value) not in options and not isinstance(value, list):

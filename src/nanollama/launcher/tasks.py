@@ -3,6 +3,8 @@
     grid:
       train.seed: [0, 1, 2]
       optim: {lr: [1e-3, 3e-3]}     # the product of all lists, the last one varying fastest
+
+A key given on the command line is no longer the grid's: ``-m train.seed=5,6`` tries these seeds in place of the file's, ``train.seed=5`` one.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def compose_tasks(entry: Entry, argv: Sequence[str], sweep: bool) -> tuple[tuple
     for job in jobs:
         swept = [text for text, varied in zip(job, varies, strict=True) if varied]
         node = composer(job)
-        for values in _grid_points(entry, node):
+        for values in _grid_points(entry, node, given=[text.partition("=")[0] for text in job]):
             label = " ".join(swept + [f"{key}={value}" for key, value in values.items()])
             raw, cfg = _checked(entry, node, values, job, label)
             first = first or raw
@@ -100,8 +102,8 @@ def _set(node: DictConfig, key: str, value: Any, source: str) -> None:
         raise ConfigError(f"{source}: {key} = {value!r}: {str(error).splitlines()[0]}") from error
 
 
-def _grid_points(entry: Entry, node: DictConfig) -> Iterator[dict[str, Any]]:
-    """Take the section ``grid`` out of ``node`` and yield its points, ``{}`` once without one."""
+def _grid_points(entry: Entry, node: DictConfig, given: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Take the section ``grid`` out of ``node`` and yield its points, ``{}`` once without one; keys in ``given`` keep the value they have."""
     section: Any = {}
     if has_grid(entry, node):
         with open_dict(node):
@@ -113,6 +115,7 @@ def _grid_points(entry: Entry, node: DictConfig) -> Iterator[dict[str, Any]]:
         check_key("grid", key, entry.schema)
         if not isinstance(values, list) or not values:
             raise ConfigError(f"grid: {key} = {values!r}: give a list of values, e.g. [{values}, ...]")
+    lists = {key: values for key, values in lists.items() if key not in given}
     for point in itertools.product(*lists.values()):
         yield dict(zip(lists, point, strict=True))
 

@@ -45,6 +45,17 @@ def test_grid_points_are_the_product_and_each_is_composed(grid_file):
     assert tasks[1].label == "steps=3 text=a data.batch_size=4"
 
 
+def test_the_command_line_goes_before_the_grid_of_the_file(grid_file):
+    file = grid_file(grid={"text": ["a", "b"], "data": {"batch_size": [2, 4]}})
+    for argv, sweep, points in (
+        (["text=c"], False, [("c", 2), ("c", 4)]),
+        (["text=c,d", "data.batch_size=8"], True, [("c", 8), ("d", 8)]),
+        (["text=c", "data.batch_size=8"], False, [("c", 8)]),
+    ):
+        tasks, _ = compose_tasks(entry_of(MODULE), [file, *argv], sweep=sweep)
+        assert [(t.config["text"], t.config["data"]["batch_size"]) for t in tasks] == points
+
+
 def test_sweep_values_mean_what_they_mean_in_a_single_run(grid_file):
     """The launcher composes a grid's runs in a shorter way than Hydra; the result must be the same."""
     from src.nanollama.config.compose import as_dict, compose
