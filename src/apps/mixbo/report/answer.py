@@ -120,7 +120,7 @@ def _table(sweep: Sweep, rows: list[tuple[str, Array]], caption: str) -> Table:
     mixtures = np.array([w for _, w in rows])
     basis = surrogate.basis(at_target(sweep.problem, mixtures))
     sd = np.sqrt(surrogate.variance(basis))
-    gain, gain_sd = difference(sweep.problem, surrogate, mixtures, sweep.best)
+    gain, gain_sd = difference(surrogate, mixtures, sweep.best)
     columns = [
         Column("Mixture", numeric=False),
         *(Column(d, "%") for d in sweep.problem.space.domains[:8]),

@@ -54,7 +54,7 @@ def _slices(sweep: Sweep, surrogate: Surrogate) -> Panels:
     figures, seen = [], tested(sweep.records)
     shares = np.linspace(0, 1, SLICE)
     lines = [along(sweep.best, i, shares) for i in range(sweep.problem.space.dim)]
-    gain, sd = (values.reshape(-1, SLICE) for values in difference(sweep.problem, surrogate, np.vstack(lines), sweep.best))
+    gain, sd = (values.reshape(-1, SLICE) for values in difference(surrogate, np.vstack(lines), sweep.best))
     worse = -gain
     allowed = np.array([inside(sweep, line) for line in lines])
     ceiling = float(np.nanmax(np.where(allowed, worse + sd, np.nan), initial=0.0))
