@@ -34,7 +34,8 @@ COMMON = Prior(0.0, 0.5, start=0.2)
 DRIFT = Prior(0.0, 0.3)
 LOADING_2 = Prior(0.0, 0.3, start=0.05)
 # Variance of what each size has of its own, as a share of the mixture effect's at the target. Fixed: below the target nothing can teach it,
-# and without it 90 % intervals of differences at the target held 21 to 57 % of them and knowledge gradients fell to 1e-90 (synthetic).
+# and without it 90 % intervals of differences at the target held 21 to 57 % of them and knowledge gradients fell to 1e-90 (synthetic;
+# 2 and 10 % did about as well).
 DISCREPANCY = 0.05
 DISCREPANCY_LENGTH = 0.5  # in scaled log size: sizes a quarter of the range apart share .6 of it
 LEVEL = Prior(log(0.3), 1.0)  # sd of the departure from the trend that all mixtures share (a learning curve is not a line in log step)
