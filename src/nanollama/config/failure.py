@@ -11,8 +11,8 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from .ranks import rank, shared_store, world_size
@@ -70,25 +70,36 @@ def written() -> None:
             store.set(_key() + "-written", "1")
 
 
-def watch(end: Callable[[Failure], None]) -> None:
-    """Call ``end`` from a thread once another rank has failed and this one did not end by itself meanwhile."""
-    if world_size() == 1:
-        return
+@contextmanager
+def watching(end: Callable[[Failure], None]) -> Iterator[None]:
+    """Inside, call ``end`` from a thread once another rank has failed and this one does not end by itself meanwhile.
+
+    The thread is gone afterwards: one that is still asking the store while Python shuts down would abort the process.
+    """
+    over = threading.Event()
 
     def look() -> None:
         try:
             store = shared_store()
             while store is not None and not store.check([_key()]):
-                time.sleep(PERIOD_S)
+                if over.wait(PERIOD_S):
+                    return
             if store is not None:
                 failure = Failure(**json.loads(store.get(_key())))
-                if failure.rank != rank():
-                    time.sleep(GRACE_S)
+                if failure.rank != rank() and not over.wait(GRACE_S):
                     end(failure)
         except Exception:
             return  # torchrun has gone, and takes this rank with it
 
-    threading.Thread(target=look, daemon=True).start()
+    thread = threading.Thread(target=look, daemon=True)
+    if world_size() > 1:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if thread.is_alive():
+            thread.join(PATIENCE_S)
 
 
 def _key() -> str:

@@ -37,7 +37,7 @@ from .compose import (
     typed,
 )
 from .errors import ConfigError, Interrupted, Requeue, RunFailed
-from .failure import Failure, first_failure, unexpected, wait_until_written, watch, written
+from .failure import Failure, first_failure, unexpected, wait_until_written, watching, written
 from .folder import RunFolder, check_resume, check_same, new_folder, open_folder, read_result
 from .ranks import agree, rank, world_size
 
@@ -101,31 +101,34 @@ def execute(task: Task, cfg: Any, run: RunFolder) -> int:
     """Run the task, turn every way it can end into ``result.json`` (rank 0) and an exit code."""
     log_to(run.path)
     began = time.time()
-    watch(lambda failure: _give_up(run, failure, began))
-    values: Mapping[str, Any] = {}
-    status, code, message = "ok", 0, None
-    try:
-        values = task(cfg, run) or {}
-    except ConfigError as error:
-        status, code, message = "invalid", error.exit_code, f"error: {error}"
-    except RunFailed as error:
-        status, code, message = error.status, error.exit_code, f"failed ({error.status}): {error}"
-    except Requeue as error:
-        status, code, message = "requeue", error.exit_code, f"stopped, start again to continue: {error}"
-    except (Interrupted, KeyboardInterrupt) as error:
-        status, code, message = "interrupted", Interrupted.exit_code, f"interrupted: {error or 'Ctrl-C'}"
-    except Exception as error:
-        status, message = unexpected(error)
-        code = RunFailed.exit_code
-    if message:
-        status, message = _say(status, message)
-    if rank() == 0:
-        extra = {"message": message} if message else {}
-        run.finish(status, **values, **extra, wall_s=round(time.time() - began, 3))
-    if code:
-        written() if rank() == 0 else wait_until_written()
+    with watching(lambda failure: _give_up(run, failure, began)):
+        values, status, code, message = _attempt(task, cfg, run)
+        if message:
+            status, message = _say(status, message)
+        if rank() == 0:
+            extra = {"message": message} if message else {}
+            run.finish(status, **values, **extra, wall_s=round(time.time() - began, 3))
+        if code:
+            written() if rank() == 0 else wait_until_written()
     run.close()
     return code
+
+
+def _attempt(task: Task, cfg: Any, run: RunFolder) -> tuple[Mapping[str, Any], str, int, str | None]:
+    """What the task returned, how it ended, the exit code for that, and what is to be said about it."""
+    try:
+        return task(cfg, run) or {}, "ok", 0, None
+    except ConfigError as error:
+        return {}, "invalid", error.exit_code, f"error: {error}"
+    except RunFailed as error:
+        return {}, error.status, error.exit_code, f"failed ({error.status}): {error}"
+    except Requeue as error:
+        return {}, "requeue", error.exit_code, f"stopped, start again to continue: {error}"
+    except (Interrupted, KeyboardInterrupt) as error:
+        return {}, "interrupted", Interrupted.exit_code, f"interrupted: {error or 'Ctrl-C'}"
+    except Exception as error:
+        status, text = unexpected(error)
+        return {}, status, RunFailed.exit_code, text
 
 
 def _say(status: str, message: str) -> tuple[str, str]:

@@ -4,7 +4,7 @@
       train.seed: [0, 1, 2]
       optim: {lr: [1e-3, 3e-3]}     # the product of all lists, the last one varying fastest
 
-A key given on the command line is no longer the grid's: ``-m train.seed=5,6`` tries these seeds in place of the file's, ``train.seed=5`` one.
+A key given on the command line is no longer the grid's: ``-m train.seed=5,6`` takes the place of the file's seeds.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _set(node: DictConfig, key: str, value: Any, source: str) -> None:
 
 
 def _grid_points(entry: Entry, node: DictConfig, given: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Take the section ``grid`` out of ``node`` and yield its points, ``{}`` once without one; keys in ``given`` keep the value they have."""
+    """Take the section ``grid`` out of ``node`` and yield its points, ``{}`` once without one; keys in ``given`` stay as they are."""
     section: Any = {}
     if has_grid(entry, node):
         with open_dict(node):

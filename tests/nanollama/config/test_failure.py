@@ -1,0 +1,44 @@
+"""Watching the other ranks of a torchrun."""
+
+import json
+import threading
+from dataclasses import asdict
+
+import pytest
+from torch.distributed import PrefixStore, TCPStore
+
+from src.nanollama.config.failure import Failure, watching
+
+
+@pytest.fixture
+def store(monkeypatch):
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for key, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port), "WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    return PrefixStore("nanollama", server)
+
+
+def test_no_thread_is_left_that_could_abort_the_process_as_it_ends(store) -> None:
+    before = threading.active_count()
+    with watching(lambda failure: None):
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+
+
+def test_another_rank_s_failure_is_told_to_one_that_goes_on(store, monkeypatch) -> None:
+    monkeypatch.setattr("src.nanollama.config.failure.GRACE_S", 0.1)
+    told: list[Failure] = []
+    said = threading.Event()
+    failure = Failure(1, "there", "error", "why")
+    with watching(lambda found: (told.append(found), said.set())):  # type: ignore[arg-type, func-returns-value]
+        store.set("failure-0", json.dumps(asdict(failure)))
+        assert said.wait(10)
+    assert told == [failure]
+
+
+def test_a_rank_that_ends_by_itself_is_left_alone(store) -> None:
+    told: list[Failure] = []
+    with watching(told.append):
+        store.set("failure-0", json.dumps(asdict(Failure(1, "there", "error", "why"))))
+    assert not told
