@@ -3,7 +3,7 @@
 Every number that steers the search has its default here or in ``priors.py``, with the reason beside it. Where the reason says
 *synthetic*, the value was chosen on the parametric simulator of ``objectives/simulator.py``. No value was varied on the emulator
 benchmark, but rules were: ``StrategyConfig.confirm``, full runs placed by expected improvement, and the best anchor as the first of them
-came after looking at traces of three of its seeds, then were compared on the simulator.
+came after looking at its results on that benchmark, then were compared on the simulator.
 """
 
 from __future__ import annotations
