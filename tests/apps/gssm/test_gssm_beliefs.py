@@ -11,10 +11,10 @@ from src.apps.gssm.beliefs import Study, beliefs
 from src.apps.gssm.config import TRAIN
 from src.apps.gssm.inspect_config import BELIEFS, POSITIONS
 from src.apps.gssm.inspection import open_trained
-from src.nanollama.checkpoint.find import find_checkpoint
 from src.apps.gssm.positions import octaves, positions
 from src.apps.gssm.probes import by_position, fit_linear, fit_mlp, score, window
 from src.apps.gssm.train import train
+from src.nanollama.checkpoint.find import find_checkpoint
 from src.nanollama.config import ConfigError, compose, read_result
 from src.nanollama.config.main import run_command
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -48,3 +50,14 @@ def test_the_config_is_checked_for_the_ranks_it_will_have(capsys):
     command = [TRAIN, "experiment=debug", "torchrun=True", "launcher=bash", "cluster.nproc=3"]
     assert launcher(command) == 2
     assert "data.batch_size = 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["joblib", "submitit_local"])
+def test_hydra_s_other_launchers(tmp_path, name):
+    """One job's failure stops no other, and results are read from the run folders."""
+    small = ["model=pico", "data.seq_len=16", "data.batch_size=2", "eval.sequences=2", "metrics.tensorboard=false", "train.steps=2"]
+    sweep = ["-m", f"hydra/launcher={name}", "experiment=debug", *small, "checkpoint.init_from=/nowhere,null", f"run_dir={tmp_path}/g"]
+    command = [sys.executable, "-m", "src.apps.gssm.train", *sweep]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 3, done.stderr
+    assert [(read_result(tmp_path / f"g/{n}") or {})["status"] for n in range(2)] == ["invalid", "ok"]
