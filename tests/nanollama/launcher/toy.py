@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
 
-from src.nanollama.config import ConfigError, Entry, Interrupted, Requeue, RunFailed, RunFolder, main
+from src.nanollama.config import ConfigError, Entry, Interrupted, Requeue, RunFailed, RunFolder, main, write_text
 from src.nanollama.config.ranks import rank, world_size
 from src.nanollama.config.schema import ClusterConfig, Count, DataConfig, Rate, config
 from src.nanollama.launcher.signals import stop_flag
@@ -51,7 +51,7 @@ def toy(cfg: ToyConfig, run: RunFolder) -> dict[str, Any]:
         for step in range(start, cfg.steps):
             time.sleep(cfg.step_s)
             if rank() == 0:
-                checkpoint.write_text(str(step + 1))
+                write_text(checkpoint, str(step + 1))  # another rank may be reading it
             if stop.kind and step + 1 < cfg.steps:
                 raise (Interrupted if stop.kind == 1 else Requeue)(f"saved step {step + 1}")
     if rank() != cfg.end_rank:
