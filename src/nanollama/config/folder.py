@@ -20,7 +20,7 @@ from typing import IO, Any
 import yaml
 
 from .atomic import write_json, write_text
-from .compose import ROOT, Entry, as_dict
+from .compose import ROOT, Entry, as_dict, flatten
 from .errors import ConfigError
 
 STATUSES = ("ok", "nan", "oom", "invalid", "timeout", "killed", "error", "interrupted", "requeue")
@@ -152,8 +152,8 @@ def wait_unlocked(path: Path) -> None:
 
 def check_same(entry: Entry, path: Path, known: Path, asked: Mapping[str, Any]) -> None:
     """Raise ConfigError unless the config ``known`` of the run folder ``path`` is like ``asked`` in all that a resumed run must keep."""
-    before = _flat(yaml.safe_load(known.read_text()) or {})
-    now = _flat(asked)
+    before = flatten(yaml.safe_load(known.read_text()) or {})
+    now = flatten(asked)
     volatile = ("run_dir", "name", "cluster", *entry.volatile)
     differ = [
         key
@@ -163,12 +163,6 @@ def check_same(entry: Entry, path: Path, known: Path, asked: Mapping[str, Any]) 
     if differ:
         shown = ", ".join(f"{key} ({before.get(key)} there, {now.get(key)} asked)" for key in differ[:3])
         raise ConfigError(f"run_dir={path} holds a run of another config: {shown}; take another run_dir, or the old values to resume it")
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping) and value:
-        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()}
-    return {prefix: value}
 
 
 def environment(argv: Sequence[str]) -> dict[str, Any]:

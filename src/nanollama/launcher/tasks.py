@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ..config import ConfigError, Entry
-from ..config.compose import CONFIGS, FILE_GROUPS, as_dict, check_overrides, compose_node, has_grid, rewrite_argv, typed
+from ..config.compose import CONFIGS, FILE_GROUPS, as_dict, check_overrides, compose_node, flatten, has_grid, rewrite_argv, typed
 from ..config.explain import check_key
 from ..config.main import expand
 from ..config.schema import ClusterConfig
@@ -110,7 +110,7 @@ def _grid_points(entry: Entry, node: DictConfig, given: Sequence[str]) -> Iterat
             section = OmegaConf.to_container(node.pop("grid"))
         if not isinstance(section, dict) or not section:
             raise ConfigError("grid: must map keys to lists of values, e.g. grid: {train.seed: [0, 1, 2]}")
-    lists = dict(_flat(section))
+    lists = flatten(section)
     for key, values in lists.items():
         check_key("grid", key, entry.schema)
         if not isinstance(values, list) or not values:
@@ -118,14 +118,6 @@ def _grid_points(entry: Entry, node: DictConfig, given: Sequence[str]) -> Iterat
     lists = {key: values for key, values in lists.items() if key not in given}
     for point in itertools.product(*lists.values()):
         yield dict(zip(lists, point, strict=True))
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _checked(entry: Entry, node: DictConfig, values: Mapping[str, Any], overrides: Sequence[str], label: str) -> tuple[Any, Any]:

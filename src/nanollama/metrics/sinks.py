@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..config import ConfigError, write_text
+from ..config.compose import flatten
 from ..config.folder import slug
 from ..config.schema import MetricsConfig
 
@@ -108,7 +109,8 @@ class TensorBoard:
 
         numbers = {f"result/{key}": value for key, value in result.items() if isinstance(value, (int, float))}
         assert self._writer.file_writer is not None
-        for summary in hparams(flat(self._config), numbers):
+        settings = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in flatten(self._config).items()}
+        for summary in hparams(settings, numbers):
             self._writer.file_writer.add_summary(summary)
         for key, value in numbers.items():
             self._writer.add_scalar(key, value, result.get("steps"))
@@ -161,14 +163,6 @@ def chart_values(record: Record) -> dict[str, Any]:
 def tag(key: str, record: Record) -> str:
     """The name of a metric in a chart: its own path, or ``<metric>/<split>``."""
     return key if "/" in key else f"{key}/{record['split']}"
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested configuration as ``part.key`` -> number, text or truth value; lists become text."""
-    if isinstance(config, Mapping):
-        parts = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in config.items()]
-        return {key: value for part in parts for key, value in part.items()}
-    return {prefix: config if isinstance(config, (bool, int, float, str)) else str(config)}
 
 
 class Sinks:

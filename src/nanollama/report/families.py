@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..config.compose import flatten
 from .format import UNKNOWN, fixed, si
-from .frames import flatten, number
+from .frames import number
 from .page import Cell, Column, Figure, Section, Table, series_colour
 from .runs import Run
 from .traces import Trace

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..config.compose import flatten
 from .runs import Run
 
 Row = dict[str, Any]
@@ -87,10 +88,3 @@ def differing_settings(runs: Sequence[Run]) -> tuple[list[str], list[Row]]:
     keys = dict.fromkeys(key for values in flat.values() for key in values if key.split(".")[0] not in ("run_dir", "name", "cluster"))
     differing = [key for key in keys if len({repr(values[key]) for values in flat.values() if key in values}) > 1]
     return differing, [{"run": name, **{key: values.get(key) for key in differing}} for name, values in flat.items()]
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted key -> value."""
-    if isinstance(value, Mapping) and value:
-        return {k: v for key, inner in value.items() for k, v in flatten(inner, f"{prefix}.{key}" if prefix else str(key)).items()}
-    return {prefix: value}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from src.nanollama.config import ConfigError, quoted
+from src.nanollama.config.compose import flatten
 
 Value = bool | int | float | str | list[Any] | dict[str, Any] | None
 
@@ -101,12 +102,4 @@ def parse_space(space: Mapping[str, object]) -> dict[str, Axis]:
     """Every axis of a space, whose keys may be dotted or nested (as the command line nests them; it wins over a file)."""
     if not space:
         raise ConfigError("space is empty: map keys to values in Hydra's sweep grammar, e.g. space: {optim.lr: 'choice(1e-3, 3e-3)'}")
-    return {key: parse(key, text) for key, text in _flat(space)}
-
-
-def _flat(space: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in space.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return {key: parse(key, text) for key, text in flatten(space).items()}

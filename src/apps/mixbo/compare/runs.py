@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from src.nanollama.config import ConfigError
-from src.nanollama.config.compose import as_dict
+from src.nanollama.config.compose import as_dict, flatten
 
 from ..build import build
 from ..config import SweepConfig
@@ -99,7 +99,7 @@ def find_sweeps(paths: Sequence[str]) -> list[SweepRun]:
 def _read(folder: Path, known: dict[str, tuple[Problem, float | None]]) -> SweepRun:
     """One sweep; its problem is set up once for all that share it (``known``)."""
     cfg = read_config(folder)
-    key = json.dumps({key: value for key, value in flat(as_dict(cfg)).items() if key.startswith(PROBLEM)}, sort_keys=True)
+    key = json.dumps({key: value for key, value in flatten(as_dict(cfg)).items() if key.startswith(PROBLEM)}, sort_keys=True)
     if key not in known:
         problem, runner = build(cfg, folder / "trials")
         runner.close()
@@ -111,7 +111,7 @@ def _read(folder: Path, known: dict[str, tuple[Problem, float | None]]) -> Sweep
 def check_same_problem(runs: Sequence[SweepRun]) -> None:
     """Different problems cannot be compared; a simulator may differ in its seed where regrets are known."""
     regrets = all(run.answers[-1].get("regret") is not None for run in runs)
-    first, *others = ({**flat(as_dict(run.cfg))} for run in runs)
+    first, *others = ({**flatten(as_dict(run.cfg))} for run in runs)
     for run, values in zip(runs[1:], others, strict=True):
         for key in sorted(first.keys() | values.keys()):
             if (key == "simulator.seed" and regrets) or not key.startswith(PROBLEM):
@@ -125,20 +125,13 @@ def check_same_problem(runs: Sequence[SweepRun]) -> None:
 
 def labels(runs: Sequence[SweepRun]) -> list[str]:
     """Name of the strategy, with every other setting in which a run differs from most."""
-    flats = [flat(as_dict(run.cfg)) for run in runs]
+    flats = [flatten(as_dict(run.cfg)) for run in runs]
     usual = {key: Counter(str(f.get(key)) for f in flats).most_common(1)[0][0] for f in flats for key in f}
     named = []
     for run, values in zip(runs, flats, strict=True):
         odd = [f"{key}={values[key]}" for key in values if not key.startswith(ASIDE) and str(values[key]) != usual[key]]
         named.append(", ".join([run.cfg.strategy.name, *(text.partition(".")[2] or text for text in odd)]))
     return named
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of a nested mapping."""
-    if isinstance(value, Mapping) and value:
-        return {k: v for key, inner in value.items() for k, v in flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()}
-    return {prefix: value}
 
 
 def _below(path: Path) -> Iterator[Path]:

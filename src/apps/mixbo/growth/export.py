@@ -14,8 +14,8 @@ from src.nanollama.config import ConfigError, write_text
 
 from .moves import Point
 from .names import short
-from .state import Arm, Measured, Overrides
-from .story import Chapter, Story, seeds_of
+from .state import Arm, Measured, Overrides, Round
+from .story import Story, seeds_of
 
 OWNER = "study"  # key by which a file says whose it is
 
@@ -56,7 +56,7 @@ def log(story: Story, baseline: Mapping[str, Any], study: str) -> dict[str, Any]
     return found | ({"stop_reason": story.reason} if story.reason else {}) | {"iterations": blocks}
 
 
-def _block(story: Story, baseline: Mapping[str, Any], chapter: Chapter) -> dict[str, Any]:
+def _block(story: Story, baseline: Mapping[str, Any], chapter: Round) -> dict[str, Any]:
     index = story.chapters.index(chapter)
     after = story.chapters[index + 1] if index + 1 < len(story.chapters) else chapter
     now = chapter.chosen.point if chapter.chosen else chapter.incumbent
@@ -92,7 +92,7 @@ def _metrics(story: Story, point: Point, cohort: int) -> dict[str, Any] | None:
     }
 
 
-def _candidate(story: Story, chapter: Chapter, arm: Arm) -> dict[str, Any]:
+def _candidate(story: Story, chapter: Round, arm: Arm) -> dict[str, Any]:
     before, after = _metrics(story, chapter.incumbent, chapter.cohort), _metrics(story, arm.move.point, chapter.cohort)
     changes = {short(k): v for k, v in arm.move.point if dict(chapter.incumbent)[k] != v}
     value = next(iter(changes.values())) if len(changes) == 1 else str(changes)

@@ -12,7 +12,8 @@ from src.nanollama.report.page import Cell, series_colour
 
 from .names import short
 from .screen import UNITS, fit_lines, headline, law_words, noise_lines
-from .story import Chapter, Story, failures, shape_words
+from .state import Round
+from .story import Story, failures, shape_words
 
 
 def growth_page(story: Story, facts: Sequence[str] = ()) -> Page:
@@ -83,7 +84,7 @@ def heat_section(story: Story) -> Section | None:
     return Section("Efficiency", [Figure([trace], {"yaxis": {"autorange": "reversed"}}, caption, "direction", 80 + 32 * len(rows))])
 
 
-def _ratio(chapter: Chapter, row: str) -> float | None:
+def _ratio(chapter: Round, row: str) -> float | None:
     found = [arm.ratio for arm in chapter.table.arms if short(arm.move.direction) == row and arm.ratio is not None]
     return max(found) if found and math.isfinite(max(found)) else None
 

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from .fits import PowerLaw
 from .names import short
-from .state import Arm
-from .story import Chapter, Story, failures, shape_words
+from .state import Arm, Round
+from .story import Story, failures, shape_words
 
 UNITS = {"params": "parameters", "vram": "MB", "iter": "ms", "flops": "FLOPs"}
 CHOSEN, CHANGED, BAD, QUIET = "bold yellow", "dark_orange", "red", "dim"
@@ -50,7 +50,7 @@ def headline(story: Story) -> str:
     return counts + (f", {running} running" if running else "") + (f"; stopped: {story.reason}" if story.reason else "")
 
 
-def round_table(story: Story, chapter: Chapter) -> Table:
+def round_table(story: Story, chapter: Round) -> Table:
     """The candidates of one round."""
     scale = f", steps x {chapter.scale}" if chapter.scale > 1 else ""
     cohort = f", cohort {chapter.cohort} ({', '.join(f'{short(k)}={v}' for k, v in chapter.overrides)})" if chapter.overrides else ""

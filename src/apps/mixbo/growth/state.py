@@ -113,7 +113,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Round:
-    """A finished round for the record."""
+    """A round, finished (in the log of a state) or, for those who look, open."""
 
     number: int
     cohort: int
@@ -123,7 +123,7 @@ class Round:
     action: str
     chosen: Move | None
     scale: int
-    metrics: Metrics | None  # upstream's rule: after the step
+    metrics: Metrics | None = None  # upstream's rule: after the step
 
 
 @dataclass(frozen=True)

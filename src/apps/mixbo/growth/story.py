@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from .fits import PowerLaw, Slope, power_law, slope
-from .moves import Move, Point, Value
+from .moves import Point, Value
 from .names import short
 from .noise import Noise
 from .problem import Growth
 from .replay import table
-from .state import Ask, Overrides, Policy, Results, State, Stop, Table
+from .state import Ask, Overrides, Policy, Results, Round, State, Stop, Table
 from .trials import GrowthRecord, results
 
 RATIOS = {  # of shapes, as far as both settings are directions
@@ -22,20 +22,6 @@ RATIOS = {  # of shapes, as far as both settings are directions
     "n_embd / n_head": ("model.emb_dim", "model.nb_heads"),
     "n_qk_head_dim / n_v_head_dim": ("model.qk_head_dim", "model.v_head_dim"),
 }
-
-
-@dataclass(frozen=True)
-class Chapter:
-    """One round, finished or open."""
-
-    number: int
-    cohort: int
-    overrides: Overrides
-    incumbent: Point
-    table: Table
-    action: str
-    chosen: Move | None
-    scale: int
 
 
 @dataclass(frozen=True)
@@ -56,7 +42,7 @@ class Story:
 
     policy: Policy
     state: State
-    chapters: tuple[Chapter, ...]
+    chapters: tuple[Round, ...]
     measurements: tuple[Measurement, ...]
     path: tuple[Measurement, ...]
     records: tuple[GrowthRecord, ...]
@@ -80,11 +66,10 @@ def tell(growth: Growth, records: Sequence[GrowthRecord]) -> Story:
     """The story so far, from the trials alone."""
     state, step = growth.replay(records)
     policy, found = growth.policy, results(records, growth.target)
-    finished = [Chapter(r.number, r.cohort, r.overrides, r.incumbent, r.table, r.action, r.chosen, r.scale) for r in state.log]
     end = step if isinstance(step, Stop) else None
     now = table(policy, state, found) if state.batches or state.moves else Table(noise=state.noise)
     action = f"stopped: {end.reason}" if end else f"confirming {state.winner.label}" if state.winner else "running"
-    chapters = (*finished, Chapter(state.round, state.cohort, state.overrides, state.incumbent, now, action, None, state.scale))
+    chapters = (*state.log, Round(state.round, state.cohort, state.overrides, state.incumbent, now, action, None, state.scale))
     shown = measurements(policy, found, {chapter.cohort: chapter.overrides for chapter in chapters})
     path = incumbents(policy, chapters)
     law, slopes = fits(shown, path, state.cohort)
@@ -92,7 +77,7 @@ def tell(growth: Growth, records: Sequence[GrowthRecord]) -> Story:
     return Story(policy, state, chapters, shown, path, tuple(records), why, smallest, law, slopes)
 
 
-def incumbents(policy: Policy, chapters: Sequence[Chapter]) -> tuple[Measurement, ...]:
+def incumbents(policy: Policy, chapters: Sequence[Round]) -> tuple[Measurement, ...]:
     """The incumbents, oldest first, with the losses of the rounds that they led: on seeds that had no part in choosing them."""
     found: dict[tuple[Point, int], Measurement] = {}
     for chapter in chapters:
