@@ -2,7 +2,8 @@
 
     python benchmarks/attention.py [--quick] [--json PATH] [--threads N] [--rounds N] [--clock wall|cpu]
 
-CPU, plain causal: SDPA's fused kernel against the chunked products of ``model/cpu.py`` (rotary embedding included in both).
+CPU, plain causal, rotary embedding included: SDPA's fused kernel, the chunked products of ``model/cpu.py`` and, in fp32, the compiled
+passes of ``model/fused_attention.py``.
 GPU, packed documents in a window: SDPA with a dense mask against FlexAttention. Forward and backward together; medians of
 interleaved rounds. The last column is what the model does by itself: it should name the faster one.
 """
@@ -22,11 +23,13 @@ from torch import Tensor
 
 from src.nanollama.config.schema import ModelConfig
 from src.nanollama.model import cpu, masks, rope
-from src.nanollama.model.attention import _flex, chunks_are_faster
+from src.nanollama.model.attention import _flex, fastest
+from src.nanollama.model.fused_attention import attend, plain_attend
 from src.nanollama.model.rope_scaling import inverse_frequencies
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-CPU_SHAPES = [(16, 256, 4, 32), (8, 512, 6, 48), (4, 1024, 6, 48), (2, 2048, 12, 24), (2, 2048, 8, 64)]  # B, T, H, D
+LONG = [(1, 4096, 8, 64), (1, 8192, 8, 64)]
+CPU_SHAPES = [(16, 256, 4, 32), (8, 512, 6, 48), (4, 1024, 6, 48), (2, 2048, 12, 24), (2, 2048, 8, 64), *LONG]  # B, T, H, D
 GPU_SHAPES = [(32, 512, 6, 48), (16, 2048, 12, 24), (8, 2048, 12, 64), (2, 8192, 12, 64)]
 
 Case = dict[str, Callable[[], Tensor]]
@@ -36,12 +39,13 @@ def cpu_case(batch: int, length: int, heads: int, dim: int, dtype: torch.dtype) 
     qkv = torch.randn(batch, length, 3 * heads * dim, dtype=dtype, requires_grad=True)
     cos, sin = rope.rotation(torch.arange(length), inverse_frequencies(ModelConfig(qk_head_dim=dim)), 1.0, dtype)
 
-    def sdpa() -> Tensor:
-        q, k, v = (x.unflatten(-1, (heads, dim)).transpose(1, 2) for x in qkv.chunk(3, dim=-1))
-        y = F.scaled_dot_product_attention(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v, is_causal=True)
-        return y.transpose(1, 2).flatten(2)
-
-    return {"sdpa": sdpa, "chunks": lambda: cpu.attention(qkv, cos, sin, heads, heads, dim)}, qkv
+    case: Case = {
+        "sdpa": lambda: plain_attend(qkv, cos, sin, heads, heads),
+        "chunks": lambda: cpu.attention(qkv, cos, sin, heads, heads, dim),
+    }
+    if dtype == torch.float32:
+        case["native"] = lambda: attend(qkv, cos, sin, heads, heads)
+    return case, qkv
 
 
 def gpu_case(batch: int, length: int, heads: int, dim: int, dtype: torch.dtype) -> tuple[Case, Tensor]:
@@ -83,17 +87,17 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     shapes, build = (GPU_SHAPES, gpu_case) if on_gpu else (CPU_SHAPES, cpu_case)
     rows = []
-    print(f"{'B':>4}{'T':>6}{'H':>4}{'D':>4}  {'precision':10}{'kernels, ms':34}{'faster':9}the model uses")
+    print(f"{'B':>4}{'T':>6}{'H':>4}{'D':>4}  {'precision':10}{'kernels, ms':46}{'faster':9}the model uses")
     for shape in shapes[:2] if args.quick else shapes:
         for dtype in (torch.float32, torch.bfloat16):
             case, leaf = build(*shape, dtype)
             times = measure(case, leaf, args.rounds or (3 if args.quick else 11), CLOCKS[args.clock])
-            uses = "flex" if on_gpu else "chunks" if chunks_are_faster(leaf) else "sdpa"
+            uses = "flex" if on_gpu else fastest(leaf)
             faster = min(times, key=lambda name: times[name])
             rows.append({"shape": shape, "precision": str(dtype).removeprefix("torch."), "ms": times, "faster": faster, "uses": uses})
             table = ", ".join(f"{name} {value}" for name, value in times.items())
             sizes = "".join(f"{n:>{width}}" for n, width in zip(shape, (4, 6, 4, 4), strict=True))
-            print(f"{sizes}  {rows[-1]['precision']:10}{table:34}{faster:9}{uses}")
+            print(f"{sizes}  {rows[-1]['precision']:10}{table:46}{faster:9}{uses}")
     if args.json:
         args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=2) + "\n")
 

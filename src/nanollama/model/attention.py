@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ..config.schema import ModelConfig
-from . import cpu
+from . import cpu, fused_attention
 from .layers import Linear
 from .rope import rotate
 from .sizing import required
 from .state import Context, KVCache
+
+NATIVE_UP_TO = 4096  # tokens; a strip of the score matrix of longer sequences leaves the cache
 
 
 class Heads(nn.Module):
@@ -33,7 +35,10 @@ class Heads(nn.Module):
     def forward(self, x: Tensor, at: Context, cache: KVCache | None = None) -> Tensor:
         """With a cache, keys and values are written to it at ``at.positions``."""
         qkv = self.qkv(x)
-        if cache is None and at.mask is None and chunks_are_faster(qkv):
+        kernel = fastest(qkv) if cache is None and at.mask is None else "sdpa"
+        if kernel == "native":
+            return fused_attention.attend(qkv, at.cos, at.sin, self.nb_heads, self.kv_heads)
+        if kernel == "chunks":
             return cpu.attention(qkv, at.cos, at.sin, self.nb_heads, self.kv_heads, self.qk_dim)
         q, k, v = self.heads(qkv, at)
         if cache is not None:
@@ -70,9 +75,14 @@ class Attention(Heads):
         return self.out(super().forward(x, at, cache))
 
 
-def chunks_are_faster(x: Tensor) -> bool:
-    """The rule that ``benchmarks/attention.py`` measured for (B, T, ...) activations; both ways give the same numbers up to rounding."""
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[1] <= 1024
+def fastest(qkv: Tensor) -> str:
+    """Which kernel attends to the past of plain (B, T, ...) sequences: "native" (``fused_attention``), "chunks" (``cpu.attention``) or
+    "sdpa", as ``benchmarks/attention.py`` measured. All give the same numbers up to rounding."""
+    if qkv.device.type != "cpu":
+        return "sdpa"
+    if qkv.dtype == torch.bfloat16:
+        return "chunks" if qkv.shape[1] <= 1024 else "sdpa"
+    return "native" if cpu.compilable(qkv) and qkv.shape[1] <= NATIVE_UP_TO else "sdpa"
 
 
 @cache

@@ -20,10 +20,15 @@ FUSE_FROM = 2**15  # numbers in a tensor; below, calls cost more than memory, an
 QUERY_ROWS = 64  # rows of the score matrix at a time: what lies in the future of a whole chunk is never computed
 
 
-def fusible(x: Tensor) -> bool:
-    """Whether the compiled passes take ``x``, and it is large enough to be worth them; everything else goes by the plain formulas."""
+def compilable(x: Tensor) -> bool:
+    """Whether compiled passes take ``x``, and it is large enough to be worth them."""
     plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
-    return plain and x.numel() >= FUSE_FROM and not torch.compiler.is_compiling()
+    return plain and x.numel() >= FUSE_FROM
+
+
+def fusible(x: Tensor) -> bool:
+    """``compilable`` by us rather than by torch.compile, which fuses these passes with what surrounds them; else the plain formulas do."""
+    return compilable(x) and not torch.compiler.is_compiling()
 
 
 def _kernels() -> ModuleType:
@@ -121,7 +126,7 @@ class _SplitAndTurn(torch.autograd.Function):
         out = torch.empty_like(rows)
         _kernels().over_rows(_kernels().turn, len(rows), rows, 0, cos, sin, heads + kv_heads, out, 0)
         out[:, turned:] = rows[:, turned:]
-        return _split_heads(out.view(qkv.shape), heads, kv_heads, qk_dim)
+        return split_heads(out.view(qkv.shape), heads, kv_heads, qk_dim)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -156,8 +161,8 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, 
     return _Attention.apply(qkv, cos, sin, heads, kv_heads, qk_dim)
 
 
-def _split_heads(qkv: Tensor, heads: int, kv_heads: int, qk_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Views (B, H, T, D_qk), (B, K, T, D_qk), (B, K, T, D_v)."""
+def split_heads(qkv: Tensor, heads: int, kv_heads: int, qk_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values as views (B, H, T, D_qk), (B, K, T, D_qk), (B, K, T, D_v)."""
     sizes = [heads * qk_dim, kv_heads * qk_dim, qkv.shape[-1] - (heads + kv_heads) * qk_dim]
     q, k, v = qkv.split(sizes, dim=-1)
     return tuple(x.unflatten(-1, (n, -1)).transpose(1, 2) for x, n in ((q, heads), (k, kv_heads), (v, kv_heads)))  # type: ignore[return-value]
@@ -169,7 +174,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, qk_dim: int) -> Tensor:
         batch, length, group, n, scale = qkv.shape[0], qkv.shape[1], heads // kv_heads, qkv.shape[0] * kv_heads, qk_dim**-0.5
-        q, k, v = _split_heads(qkv, heads, kv_heads, qk_dim)
+        q, k, v = split_heads(qkv, heads, kv_heads, qk_dim)
         q = turn(q, cos * scale, sin * scale).view(n, group, length, qk_dim)
         k, v = turn(k, cos, sin).view(n, length, qk_dim), v.reshape(n, length, -1)
         future = qkv.new_full((QUERY_ROWS, QUERY_ROWS), -math.inf).triu(1)
@@ -204,7 +209,7 @@ class _Attention(torch.autograd.Function):
             dk[:, :stop] += torch.bmm(ds.transpose(1, 2), q_part)
             dv[:, :stop] += torch.bmm(p.transpose(1, 2), dy_part)
         dqkv = cos.new_empty(batch, length, (heads + kv_heads) * qk_dim + kv_heads * v.shape[-1])
-        q_out, k_out, v_out = _split_heads(dqkv, heads, kv_heads, qk_dim)
+        q_out, k_out, v_out = split_heads(dqkv, heads, kv_heads, qk_dim)
         turn(dq.view(q_out.shape), cos * scale, sin * -scale, out=q_out)
         turn(dk.view(k_out.shape), cos, -sin, out=k_out)
         v_out.copy_(dv.view(v_out.shape))

@@ -42,20 +42,26 @@ def _pool(process: int, workers: int) -> ThreadPoolExecutor:
 
 
 @njit(inline="always")
-def sigmoid(x):  # type: ignore[no-untyped-def]
-    """1 / (1 + exp(-x)) to 2e-7: exp(z) = 2^k exp(r) with k = round(z / log 2), exp(r) by Cephes' polynomial for |r| <= log(2) / 2."""
-    z = -x
-    z = z if z < F(87.0) else F(87.0)
-    z = z if z > F(-87.0) else F(-87.0)
-    k = (z * LOG2_E + ROUND) - ROUND
+def exp(x):  # type: ignore[no-untyped-def]
+    """e^x to 2e-7 of itself from -87 to 87, above as at 87, below zero: 2^k e^r with k = round(x / log 2), e^r by Cephes' polynomial."""
+    z = F(87.0) if x > F(87.0) else x  # in this order, what is no number stays none
+    z = F(-88.0) if z < F(-88.0) else z  # here 2^k has become zero
+    shifted = F(z * LOG2_E + ROUND)
+    k = shifted - ROUND
     r = (z - k * LN2_HIGH) - k * LN2_LOW
     p = F(1.9875691500e-4) * r + F(1.3981999507e-3)
     p = p * r + F(8.3334519073e-3)
     p = p * r + F(4.1665795894e-2)
     p = p * r + F(1.6666665459e-1)
     p = p * r + F(5.0000001201e-1)
-    power = np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return F(1.0) / (F(1.0) + power * (p * r * r + r + F(1.0)))
+    power = np.int32((shifted.view(np.int32) + np.int32(127)) << np.int32(23)).view(np.float32)  # k stands in the last bits of shifted
+    return power * (p * r * r + r + F(1.0))
+
+
+@njit(inline="always")
+def sigmoid(x):  # type: ignore[no-untyped-def]
+    """1 / (1 + e^-x)."""
+    return F(1.0) / (F(1.0) + exp(-x))
 
 
 @njit(**COMPILE, fastmath={"contract"})

@@ -54,4 +54,4 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return turn(grads[0], cos, -sin), None, None
+        return rotate(grads[0], cos, -sin), None, None
