@@ -17,6 +17,7 @@ from torch import Tensor
 from .rope import rotate, turn
 
 FUSE_FROM = 2**15  # numbers in a tensor; below, calls cost more than memory, and the compiler is not worth loading
+FFN_ROWS = 512  # rows of a feed-forward layer at a time: their hidden features stay in cache between the products
 QUERY_ROWS = 64  # rows of the score matrix at a time: what lies in the future of a whole chunk is never computed
 
 
@@ -101,9 +102,58 @@ class _SwiGLU(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _differentiable(plain_swiglu, (gate_up,), grads[0])
         rows = gate_up.view(-1, gate_up.shape[-1])
-        out = torch.empty_like(rows)
-        _kernels().over_rows(_kernels().swiglu_backward, len(rows), rows, grads[0].contiguous().view(len(rows), -1), out)
+        out, grad = torch.empty_like(rows), grads[0].contiguous().view(len(rows), -1)
+        _kernels().over_rows(_kernels().swiglu_backward, len(rows), rows, grad, out, torch.empty_like(grad))
         return (out.view(gate_up.shape),)
+
+
+def feed_forward(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """``plain_feed_forward`` of a ``fusible`` x.
+
+    Some rows at a time, so that of all that lies between the products only ``gate_up``'s, which the backward pass needs, goes to memory.
+    """
+    return _FeedForward.apply(x, gate_up, down)
+
+
+def plain_feed_forward(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """down(swiglu(gate_up(x))): (..., D), (2 F, D), (D_out, F) -> (..., D_out)."""
+    return F.linear(plain_swiglu(F.linear(x, gate_up)), down)
+
+
+class _FeedForward(torch.autograd.Function):
+    """Keeps the input and the hidden features before the gate; the products for the weights' gradients add up over parts of the rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        native, rows = _kernels(), x.view(-1, x.shape[-1])
+        before, y, after = (
+            rows.new_empty(len(rows), len(gate_up)),
+            rows.new_empty(len(rows), len(down)),
+            rows.new_empty(FFN_ROWS, down.shape[1]),
+        )
+        for part, z, out in zip(*(t.split(FFN_ROWS) for t in (rows, before, y)), strict=True):
+            torch.mm(part, gate_up.t(), out=z)
+            native.over_rows(native.swiglu, len(part), z, after)
+            torch.mm(after[: len(part)], down.t(), out=out)
+        ctx.save_for_backward(x, gate_up, down, before)
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, gate_up, down, before = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable(plain_feed_forward, (x, gate_up, down), grads[0])
+        native, rows, dy = _kernels(), x.view(-1, x.shape[-1]), grads[0].contiguous().view(len(before), -1)
+        dx, d_gate_up, d_down = torch.empty_like(rows), torch.zeros_like(gate_up), torch.zeros_like(down)
+        after, d_after, d_before = (rows.new_empty(FFN_ROWS, n) for n in (down.shape[1], down.shape[1], len(gate_up)))
+        for part, z, grad, out in zip(*(t.split(FFN_ROWS) for t in (rows, before, dy, dx)), strict=True):
+            n = len(part)
+            torch.mm(grad, down, out=d_after[:n])
+            native.over_rows(native.swiglu_backward, n, z, d_after, d_before, after)
+            torch.mm(d_before[:n], gate_up, out=out)
+            d_down.addmm_(grad.t(), after[:n])
+            d_gate_up.addmm_(d_before[:n].t(), part)
+        return dx.view(x.shape), d_gate_up, d_down
 
 
 def split_and_turn(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, qk_dim: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -75,14 +75,15 @@ def swiglu(gate_up, out, start, stop):  # type: ignore[no-untyped-def]
 
 
 @njit(**COMPILE, fastmath={"contract"})
-def swiglu_backward(gate_up, grad, out, start, stop):  # type: ignore[no-untyped-def]
-    """(N, 2 F) and (N, F) -> (N, 2 F); silu' = s + silu (1 - s) with s the sigmoid."""
+def swiglu_backward(gate_up, grad, out, again, start, stop):  # type: ignore[no-untyped-def]
+    """(N, 2 F) and (N, F) -> (N, 2 F), and the (N, F) of ``swiglu`` again; silu' = s + silu (1 - s) with s the sigmoid."""
     width = grad.shape[1]
     for i in range(start, stop):
-        gate, up, dy, d_gate, d_up = gate_up[i, :width], gate_up[i, width:], grad[i], out[i, :width], out[i, width:]
+        gate, up, dy, d_gate, d_up, y = gate_up[i, :width], gate_up[i, width:], grad[i], out[i, :width], out[i, width:], again[i]
         for j in range(width):
             s = sigmoid(gate[j])
             silu = gate[j] * s
+            y[j] = silu * up[j]
             d_up[j] = dy[j] * silu
             d_gate[j] = dy[j] * up[j] * (s + silu * (F(1.0) - s))
 

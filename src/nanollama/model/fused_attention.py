@@ -68,9 +68,7 @@ def _attend_backward(
 
     d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     tensors = [x.contiguous() for x in (qkv, cos, sin, out, log_sums, grad)]
-    attention_native.over_rows(
-        attention_native.attend_backward, len(qkv) * kv_heads, *tensors[:3], heads, kv_heads, *tensors[3:], d_qkv
-    )
+    attention_native.over_rows(attention_native.attend_backward, len(qkv) * kv_heads, *tensors[:3], heads, kv_heads, *tensors[3:], d_qkv)
     return d_qkv
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from src.nanollama.config.schema import ModelConfig
 from src.nanollama.model import cpu, rope
+from src.nanollama.model.layers import SwiGLU
 from src.nanollama.model.rope_scaling import inverse_frequencies
 from src.nanollama.model.transformer import Transformer
 
@@ -54,6 +55,11 @@ def rotation(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 CASES: dict[str, tuple[Function, Function, list[tuple[int, ...]]]] = {
     "swiglu": (lambda x: (cpu.swiglu(x),), lambda x: (swiglu(x),), [(67, 5, 38)]),
     "rms_norm": (lambda x, w: (cpu.rms_norm(x, w, 1e-5),), lambda x, w: (rms_norm(x, w),), [(67, 5, 12), (12,)]),
+    "feed_forward": (
+        lambda x, w, v: (cpu.feed_forward(x, w, v),),
+        lambda x, w, v: (swiglu(x @ w.T) @ v.T,),
+        [(2, 5, 59, 8), (22, 8), (9, 11)],
+    ),
     "split_and_turn": (lambda x: cpu.split_and_turn(x, *rotation(x.dtype), 4, 2, 6), split_and_turn, [(67, 5, 56)]),
 }
 
@@ -132,6 +138,24 @@ def test_model_gives_the_same_loss_and_gradients_without_them(monkeypatch: pytes
     monkeypatch.setattr(cpu, "FUSE_FROM", 2**40)
     for a, b in zip(fused, gradients(), strict=True):
         assert (a - b).norm() < 1e-5 * b.norm()
+
+
+def test_hooks_inside_a_feed_forward_layer_are_called() -> None:
+    layer, x, seen = SwiGLU(32, 64), draw(4, 256, 32).float(), []
+    torch.nn.init.normal_(layer.gate_up.weight), torch.nn.init.normal_(layer.down.weight)
+    without = layer(x)
+    handle = layer.down.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    torch.testing.assert_close(layer(x), without, rtol=1e-5, atol=1e-4)
+    assert len(seen) == 1
+    handle.remove()
+    layer(x)
+    assert len(seen) == 1
+
+
+def test_autocast_reaches_a_feed_forward_layer() -> None:
+    layer = SwiGLU(32, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.zeros(4, 256, 32)).dtype == torch.bfloat16
 
 
 def test_importing_the_model_does_not_load_the_compiler() -> None:

@@ -68,9 +68,7 @@ def test_scores_of_any_size() -> None:
     qkv, grad = inputs(100, 2, 2, 16, 16)
     qkv[..., :64] *= 30
     # The scores are so large that their rounding alone is 1e-4.
-    assert_close(
-        with_gradient(attend, qkv, grad, 2, 2, 16), with_gradient(textbook, qkv.double(), grad.double(), 2, 2, 16), tolerance=5e-3
-    )
+    assert_close(with_gradient(attend, qkv, grad, 2, 2, 16), with_gradient(textbook, qkv.double(), grad.double(), 2, 2, 16), tolerance=5e-3)
 
 
 def test_the_future_changes_no_bit_of_the_past() -> None:
