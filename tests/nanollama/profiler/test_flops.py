@@ -20,9 +20,9 @@ BIG = resolve(ModelConfig(vocab_size=32, emb_dim=288, nb_layers=12, nb_heads=12)
     ],
 )
 def test_equals_torchs_counter(cfg: ModelConfig) -> None:
-    """The counter sees no fused attention on CPUs, so attention runs in its plain form here: full T x T scores, as in palm."""
+    """The counter sees no fused attention on CPUs, so attention runs in its plain form here (fp64): full T x T scores, as in palm."""
     cfg, batch, length = resolve(cfg), 2, 600
-    model = Transformer(cfg)
+    model = Transformer(cfg).double()
     tokens = torch.zeros(batch, length, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(tokens).sum().backward()
