@@ -26,6 +26,7 @@ __all__ = ["attend", "attend_backward", "over_rows"]
 F = np.float32
 LANES, ROWS = (16, 8) if binding.get_host_cpu_features().get("avx512f", False) else (8, 4)  # so that a tile's sums fill the registers
 STRIP = 64  # queries at a time, a multiple of ROWS
+PANEL = 192  # keys at a time, a multiple of LANES: so many columns or rows of a factor stay in the first cache
 AHEAD = 16  # rows of a head to fetch in advance: they are too far apart for the processor's own guess
 COMPILE: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 FLOAT, INT = ir.FloatType(), ir.IntType(64)
@@ -224,6 +225,7 @@ def _turned(x, first, cos, sin, scale, out):
     for i in range(len(x)):
         for j in range(0, 2 * half, 16):
             _fetch(_at(x, i + AHEAD, first + j))
+            _fetch(_at(out, i + AHEAD, j))
         row, c, s, target = _at(x, i, first), _at(cos, i, 0), _at(sin, i, 0), _at(out, i, 0)
         if half % 8 == 0:
             _turn_8(row, c, s, half, scale, target)
@@ -239,6 +241,7 @@ def _scaled(x, first, columns, scales, out):
     for i in range(len(x)):
         for j in range(0, columns, 16):
             _fetch(_at(x, i + AHEAD, first + j))
+            _fetch(_at(out, i + AHEAD, j))
         row, target = _at(x, i, first), _at(out, i, 0)
         if columns % 8 == 0:
             _scale_8(row, columns, scales[i], target)
@@ -259,17 +262,19 @@ def _transposed(x, out):
 @njit(**COMPILE)
 def _past(q, kt, first, rows, depth, s):
     """(rows, D) times (D, T): each of the queries ``first`` and following with the keys up to its own."""
-    for r in range(0, rows, ROWS):
-        width = _round_up(first + r + ROWS, LANES)
-        _multiply(_at(s, r, 0), s.strides[0], _at(q, r, 0), q.strides[0], 4, _at(kt, 0, 0), kt.strides[0], width, depth, True)
+    for j in range(0, first + rows, PANEL):
+        for r in range(max(0, j - first) // ROWS * ROWS, rows, ROWS):
+            width = min(PANEL, _round_up(first + r + ROWS - j, LANES))
+            _multiply(_at(s, r, j), s.strides[0], _at(q, r, 0), q.strides[0], 4, _at(kt, 0, j), kt.strides[0], width, depth, True)
 
 
 @njit(**COMPILE)
 def _from_past(s, v, first, rows, width, y):
     """(rows, T) times (T, D), up to each query's own position."""
-    for r in range(0, rows, ROWS):
-        seen = first + r + ROWS
-        _multiply(_at(y, r, 0), y.strides[0], _at(s, r, 0), s.strides[0], 4, _at(v, 0, 0), v.strides[0], width, seen, True)
+    for j in range(0, first + rows, PANEL):
+        for r in range(max(0, j - first) // ROWS * ROWS, rows, ROWS):
+            seen = min(PANEL, first + r + ROWS - j)
+            _multiply(_at(y, r, 0), y.strides[0], _at(s, r, j), s.strides[0], 4, _at(v, j, 0), v.strides[0], width, seen, j == 0)
 
 
 @njit(**COMPILE)
