@@ -3,7 +3,8 @@
 
 One key/value head of one sequence at a time, and of its queries a strip at a time, so that a strip of the score matrix stays in cache
 and what lies in the future is never computed. All products are made of register tiles (Goto & van de Geijn, 2008, ACM TOMS 34(3)).
-What a loop would not be compiled well from is written as LLVM vectors; addresses and distances there are in bytes.
+Scores come multiplied by log2(e), so that softmax is made of powers of two. What loops would not be compiled well from is written as
+LLVM vectors; addresses and distances there are in bytes.
 
 Shapes: B sequences, T tokens, H query heads, K key/value heads (H = K * G), D features of a query or key, D_v of a value.
 """
@@ -11,7 +12,6 @@ Shapes: B sequences, T tokens, H query heads, K key/value heads (H = K * G), D f
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
@@ -19,16 +19,12 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .cpu_native import exp, over_rows
+from .cpu_native import COMPILE, LOG2_E, ROUND, F
 
-__all__ = ["attend", "attend_backward", "over_rows"]
-
-F = np.float32
 LANES, ROWS = (16, 8) if binding.get_host_cpu_features().get("avx512f", False) else (8, 4)  # so that a tile's sums fill the registers
 STRIP = 64  # queries at a time, a multiple of ROWS
 PANEL = 192  # keys at a time, a multiple of LANES: so many columns or rows of a factor stay in the first cache
 AHEAD = 16  # rows of a head to fetch in advance: they are too far apart for the processor's own guess
-COMPILE: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 FLOAT, INT = ir.FloatType(), ir.IntType(64)
 
 
@@ -285,6 +281,20 @@ def _to_past(s, dy, first, rows, width, dv):
         _multiply(_at(dv, j, 0), dv.strides[0], _at(s, r, j), 4, s.strides[0], _at(dy, r, 0), dy.strides[0], width, rows - r, False)
 
 
+@njit(inline="always")
+def _power(x):
+    """2^x to 3e-7 of itself for x <= 0, zero below -127: 2^k 2^r with k = round(x), 2^r by a minimax polynomial of degree 5."""
+    z = F(-127.0) if x < F(-127.0) else x  # in this order, what is no number stays none
+    shifted = F(z + (ROUND + F(127.0)))  # its last bits are the exponent of 2^k
+    r = z - (shifted - (ROUND + F(127.0)))
+    p = F(1.327647196e-3) * r + F(9.675541503e-3)
+    p = p * r + F(5.550713275e-2)
+    p = p * r + F(2.402211972e-1)
+    p = p * r + F(6.931469671e-1)
+    p = p * r + F(1.000000072)
+    return p * np.int32(shifted.view(np.int32) << np.int32(23)).view(np.float32)
+
+
 @njit(**COMPILE)
 def _highest(bits):
     """Maximum of floats by their bits read as integers: many are compared at a time, which for floats NaN forbids."""
@@ -304,22 +314,22 @@ def _forget_future(row, seen):
 
 @njit(**COMPILE, fastmath={"contract", "reassoc"})
 def _softmax(s, bits, first, rows, log_sums, inverse):
-    """exp(s - max) in place, with ``bits`` those of s; the logarithm of its sum with max added, and the inverse of the sum."""
+    """2^(s - max) in place, with ``bits`` those of s; the binary logarithm of its sum with max added, and the inverse of the sum."""
     _wide()
     for r in range(rows):
         row = s[r]
         n = _forget_future(row, first + r + 1)
         row, highest, total = row[:n], _highest(bits[r, :n]), F(0.0)
         for j in range(n):
-            row[j] = exp(row[j] - highest)
+            row[j] = _power(row[j] - highest)
             total += row[j]
-        log_sums[first + r] = highest + np.log(total)
+        log_sums[first + r] = highest + F(LOG2_E * np.log(total))
         inverse[r] = F(1.0) / total
 
 
 @njit(**COMPILE)
 def attend(qkv, cos, sin, heads, kv_heads, out, log_sums, start, stop):
-    """(B, T, (H + K) D + K D_v), (T, D/2) twice -> (B, T, H D_v) and (B, H, T) logarithms of the softmax's sums; counts (B, K)."""
+    """(B, T, (H + K) D + K D_v), (T, D/2) twice -> (B, T, H D_v) and (B, H, T) binary logarithms of the softmax's sums; counts (B, K)."""
     length, dim, v_dim, group = qkv.shape[1], 2 * cos.shape[1], out.shape[2] // heads, heads // kv_heads
     padded = length + STRIP
     k, kt, v, same = _scratch(padded, dim), _scratch(_round_up(dim, LANES), padded), _scratch(padded, v_dim), np.ones(length, F)
@@ -333,7 +343,7 @@ def attend(qkv, cos, sin, heads, kv_heads, out, log_sums, start, stop):
         for head in range(shared * group, (shared + 1) * group):
             for first in range(0, length, STRIP):
                 last = min(first + STRIP, length)
-                _turned(x[first:last], head * dim, cos[first:last], sin[first:last], F(dim**-0.5), q)
+                _turned(x[first:last], head * dim, cos[first:last], sin[first:last], F(LOG2_E * dim**-0.5), q)
                 _past(q, kt, first, last - first, dim, s)
                 _softmax(s, bits, first, last - first, log_sums[n // kv_heads, head], inverse)
                 _from_past(s, v, first, last - first, v_dim, y)
@@ -342,7 +352,7 @@ def attend(qkv, cos, sin, heads, kv_heads, out, log_sums, start, stop):
 
 @njit(**COMPILE, fastmath={"contract", "reassoc"})
 def _softmax_backward(s, dp, first, rows, log_sums, y, dy):
-    """Scores and gradients of the probabilities become, in place, probabilities p = exp(s - log sum) and p (dp - <y, dy>)."""
+    """Scores and gradients of the probabilities become, in place, probabilities p = 2^(s - log sum) and p (dp - <y, dy>)."""
     _wide()
     for r in range(rows):
         row, log_sum, along = s[r], log_sums[first + r], F(0.0)
@@ -351,7 +361,7 @@ def _softmax_backward(s, dp, first, rows, log_sums, y, dy):
         for j in range(len(y_row)):
             along += y_row[j] * dy_row[j]
         for j in range(n):
-            p[j] = exp(p[j] - log_sum)
+            p[j] = _power(p[j] - log_sum)
             ds[j] = p[j] * (ds[j] - along)
 
 
@@ -377,7 +387,7 @@ def attend_backward(qkv, cos, sin, heads, kv_heads, out, log_sums, grad, d_qkv, 
                 rows, y = last - first, out[n // kv_heads, first:last, head * v_dim : (head + 1) * v_dim]
                 if rows < STRIP:  # no rows of another strip beside those of the last one
                     dy[:], q[:] = F(0.0), F(0.0)
-                _turned(x[first:last], head * dim, cos[first:last], sin[first:last], F(dim**-0.5), q)
+                _turned(x[first:last], head * dim, cos[first:last], sin[first:last], F(LOG2_E * dim**-0.5), q)
                 _scaled(grad[n // kv_heads, first:last], head * v_dim, v_dim, same, dy)
                 _past(q, kt, first, rows, dim, s)
                 _past(dy, vt, first, rows, v_dim, dp)
@@ -386,5 +396,5 @@ def attend_backward(qkv, cos, sin, heads, kv_heads, out, log_sums, grad, d_qkv, 
                 _to_past(s, dy, first, rows, v_dim, dv)
                 _to_past(dp, q, first, rows, dim, dk)
                 _turned(dq[:rows], 0, cos[first:last], back[first:last], F(dim**-0.5), dx[first:last, head * dim :])
-        _turned(dk[:length], 0, cos, back, F(1.0), dx[:, k_first:])
+        _turned(dk[:length], 0, cos, back, F(1.0) / LOG2_E, dx[:, k_first:])  # q came with this factor
         _scaled(dv[:length], 0, v_dim, same, dx[:, v_first:])

@@ -44,13 +44,13 @@ def plain_attend(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: in
 
 @torch.library.custom_op("nanollama::attend", mutates_args=())
 def _attend(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor]:
-    from . import attention_native
+    from . import attention_native, cpu_native
 
     batch, length, dim = *qkv.shape[:2], 2 * cos.shape[1]
     out = qkv.new_empty(batch, length, heads * (qkv.shape[2] - (heads + kv_heads) * dim) // kv_heads)
     log_sums = qkv.new_empty(batch, heads, length)
     tensors = (x.contiguous() for x in (qkv, cos, sin))
-    attention_native.over_rows(attention_native.attend, batch * kv_heads, *tensors, heads, kv_heads, out, log_sums)
+    cpu_native.over_rows(attention_native.attend, batch * kv_heads, *tensors, heads, kv_heads, out, log_sums)
     return out, log_sums
 
 
@@ -64,11 +64,11 @@ def _(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> tuple
 def _attend_backward(
     grad: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, out: Tensor, log_sums: Tensor
 ) -> Tensor:
-    from . import attention_native
+    from . import attention_native, cpu_native
 
     d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     tensors = [x.contiguous() for x in (qkv, cos, sin, out, log_sums, grad)]
-    attention_native.over_rows(attention_native.attend_backward, len(qkv) * kv_heads, *tensors[:3], heads, kv_heads, *tensors[3:], d_qkv)
+    cpu_native.over_rows(attention_native.attend_backward, len(qkv) * kv_heads, *tensors[:3], heads, kv_heads, *tensors[3:], d_qkv)
     return d_qkv
 
 
