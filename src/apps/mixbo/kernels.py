@@ -96,9 +96,10 @@ class Inputs:
 class SurrogateKernel(Kernel):
     """Trend + level + mixture part + run offset. The mixture part is one of
 
-    - ``lmc``: a linear model of coregionalisation, ``(l_1(x) l_1(x') + sigma^2 k_x(x, x')) k_1(w, w') + (l_2(x) l_2(x') + d(x, x'))
-      k_2(w, w')``, x = (s, t), with signed loadings ``l_r``, linear in x; ``l_2`` vanishes at the target; ``d`` is the discrepancy of
-      each size from what a smooth trend in size would make of the others (Kennedy and O'Hagan 2000), a fixed share of the variance;
+    - ``lmc``: a linear model of coregionalisation, ``g(x) g(x') [(l_1(x) l_1(x') + sigma^2 k_x(x, x')) k_1(w, w') + (l_2(x) l_2(x') +
+      d(x, x')) k_2(w, w')]``, x = (s, t), with signed loadings ``l_r``, linear in x; ``l_2`` vanishes at the target; ``d`` is the
+      discrepancy of each size from what a smooth trend in size would make of the others (Kennedy and O'Hagan 2000), a fixed share of the
+      variance; ``g`` is how the effect of the mixture grows with size and step;
     - ``product``: ``k(w, w') k_x(x, x')``;
     - ``joint``: one Matern over all of (w, x) (with ``flops``, x is log FLOPs only: the caller sets s = log FLOPs and t = 1).
 
@@ -129,6 +130,7 @@ class SurrogateKernel(Kernel):
         if options.kernel == "lmc":
             add("length_2", priors.SECOND_LENGTH)
             add("common", priors.COMMON)
+            add("growth", priors.GROWTH, priors.GROWTH)
             add("drift", priors.DRIFT, priors.DRIFT)
             add("loading_2", priors.LOADING_2, priors.LOADING_2)
         start = torch.tensor([prior.mean if prior.start is None else prior.start for prior in table], dtype=torch.float64)
@@ -141,25 +143,20 @@ class SurrogateKernel(Kernel):
         """(outputs,) sd of one evaluation above the floor, in scaled units: not part of the covariance, but fitted with it."""
         return self._part("noise").exp()[:, 0, 0]
 
-    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, contrast: bool = False, **params: object) -> Tensor:
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: object) -> Tensor:
         """(outputs, n, q) covariances of rows (n, K + 3) and (q, K + 3), as GPyTorch calls it."""
-        total = self.covariance(Inputs.of(x1), Inputs.of(x2), contrast)
+        total = self.covariance(Inputs.of(x1), Inputs.of(x2))
         return total.diagonal(dim1=-1, dim2=-2) if diag else total
 
-    def covariance(self, a: Inputs, b: Inputs, contrast: bool = False) -> Tensor:
-        """(outputs, n, q). ``contrast``: of the mixture part alone, without what all mixtures share at a fidelity or a run's offset.
-
-        Each factor is computed once per pair of *different* mixtures or fidelities.
-        """
-        common, factors = self._fidelity_factors(a.fidelities, b.fidelities)
-        shape = len(self.theta), len(a.fidelities), len(b.fidelities)
-        nothing = torch.zeros(shape, dtype=self.theta.dtype)
-        shared, offset = (nothing, nothing) if contrast else (common, self._run_offset(a.fidelities, b.fidelities))
+    def covariance(self, a: Inputs, b: Inputs) -> Tensor:
+        """(outputs, n, q): each factor is computed once per pair of *different* mixtures or fidelities."""
+        shared, factors = self._fidelity_factors(a.fidelities, b.fidelities)
+        offset = self._run_offset(a.fidelities, b.fidelities)
         w1, w2 = embed(a.mixtures, self.options.embedding), embed(b.mixtures, self.options.embedding)
         mixture = self._mixture_factors(w1, w2)
         if self.options.kernel not in ("joint", "flops"):
             return assemble(mixture, factors, shared, offset, a.where, b.where)
-        square = assemble(mixture, torch.ones_like(factors), factors[0], nothing, a.where, b.where)
+        square = assemble(mixture, torch.ones_like(factors), factors[0], torch.zeros_like(offset), a.where, b.where)
         part = (2 * self._part("amplitude")).exp() * matern52(square)
         return part + assemble(mixture[:0], factors[:0], shared, offset, a.where, b.where)
 
@@ -191,7 +188,7 @@ class SurrogateKernel(Kernel):
         if self.options.kernel == "lmc":
             common = self._part("common")[..., 0]
             first, second = free + self._loading("drift", common, f1, f2), self._loading("loading_2", 0.0, f1, f2)
-            return shared, torch.stack((first, second + self._discrepancy(f1, f2)))
+            return shared, torch.stack((first, second + self._discrepancy(f1, f2))) * self._growth(f1, f2)
         return shared, (free if self.options.kernel == "product" else square)[None]
 
     def _discrepancy(self, f1: Tensor, f2: Tensor) -> Tensor:
@@ -200,6 +197,12 @@ class SurrogateKernel(Kernel):
         along = (f1[:, 1].unsqueeze(-1) - f2[:, 1].unsqueeze(-2)) / self._part("fidelity_length")[..., 1:].exp()
         variance = (2 * self._part("amplitude")).exp() + self._part("common").square()
         return priors.DISCREPANCY * variance * torch.exp(-sizes - 0.5 * along.square())
+
+    def _growth(self, f1: Tensor, f2: Tensor) -> Tensor:
+        """g(x) g(x') of log g(x) = a1 (s - 1) + a2 (t - 1): how the sd over mixtures grows with size and step."""
+        a = self._part("growth")
+        g1, g2 = ((f[..., 0] - 1) * a[..., 0] + (f[..., 1] - 1) * a[..., 1] for f in (f1, f2))
+        return torch.exp(g1.unsqueeze(-1) + g2.unsqueeze(-2))
 
     def _run_offset(self, f1: Tensor, f2: Tensor) -> Tensor:
         along = (f1[:, 1].unsqueeze(-1) - f2[:, 1].unsqueeze(-2)) / priors.RUN_LENGTH

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from .baseline import difference, tested
 from .descent import descend
 from .observations import rows
 from .problem import Problem
@@ -17,15 +18,6 @@ from .surrogate import Surrogate
 Array = NDArray[np.float64]
 
 CONCENTRATIONS = (1.0, 0.3, 3.0)  # inside, near faces and corners, and near the centroid
-
-
-def tested(records: Sequence[Record]) -> Array:
-    """(n, K): each mixture that was tried and did not fail, once, in order of first use."""
-    seen: dict[tuple[float, ...], tuple[float, ...]] = {}
-    for record in records:
-        if record.status != "failed":
-            seen.setdefault(tuple(np.round(record.weights, 9)), record.weights)  # as given: a table knows them in full only
-    return np.array(list(seen.values()))
 
 
 def is_known(weights: Array, known: Array) -> NDArray[np.bool_]:
@@ -63,33 +55,29 @@ def spread(scores: Sequence[Array], count: int) -> NDArray[np.int64]:
     return np.array(list(chosen), dtype=int)
 
 
-def promising(problem: Problem, surrogate: Surrogate, records: Sequence[Record], rng: np.random.Generator) -> tuple[Array, Array, Array]:
-    """The pool with its posterior at the target: mixtures (P, K), mean (P,) and sd (P,).
+def promising(
+    problem: Problem, surrogate: Surrogate, records: Sequence[Record], reference: Array, rng: np.random.Generator
+) -> tuple[Array, Array, Array]:
+    """The pool with its posterior at the target, less that of the ``reference``: mixtures (P, K), mean (P,) and sd (P,).
 
     Holds the wide pool, everything tested, and what local searches find for the mean and for two optimistic bounds.
     """
     pool = np.vstack([wide_pool(problem, rng), tested(records)]) if len(records) else wide_pool(problem, rng)
-    mean, sd = target_posterior(problem, surrogate, pool)
+    gain, sd = difference(surrogate, pool, reference)
     if problem.space.choices is not None:
-        return pool, mean, sd
+        return pool, -gain, sd
     found = []
     for optimism in (0.0, 1.0, 2.0):
-        start = pool[np.argmin(mean - optimism * sd)]
-        best = descend(problem.space, partial(_bound, problem, surrogate, optimism), start, rounds=6)
+        start = pool[np.argmax(gain + optimism * sd)]
+        best = descend(problem.space, partial(_bound, surrogate, reference, optimism), start, rounds=6)
         found.append(np.vstack([best[None], problem.space.transfers(best, (0.05, 0.02))]))
     local = np.vstack(found)
-    extra_mean, extra_sd = target_posterior(problem, surrogate, local)
-    return np.vstack([pool, local]), np.concatenate([mean, extra_mean]), np.concatenate([sd, extra_sd])
+    extra_gain, extra_sd = difference(surrogate, local, reference)
+    return np.vstack([pool, local]), -np.concatenate([gain, extra_gain]), np.concatenate([sd, extra_sd])
 
 
-def target_posterior(problem: Problem, surrogate: Surrogate, weights: Array) -> tuple[Array, Array]:
-    """Mean and sd (n,) of the mixture part of the objective at the target: fit for comparing mixtures, not for its level."""
-    basis = surrogate.at_target(weights, contrast=True)
-    return basis.mean, np.sqrt(surrogate.variance(basis))
-
-
-def _bound(problem: Problem, surrogate: Surrogate, optimism: float, weights: Array) -> Array:
+def _bound(surrogate: Surrogate, reference: Array, optimism: float, weights: Array) -> Array:
     if optimism == 0.0:
         return surrogate.mean_at_target(weights)
-    mean, sd = target_posterior(problem, surrogate, weights)
-    return mean - optimism * sd
+    gain, sd = difference(surrogate, weights, reference)
+    return -gain - optimism * sd

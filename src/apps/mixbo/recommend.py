@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .baseline import baseline, best_tested, difference
 from .descent import descend
-from .pool import promising, tested
+from .pool import promising
 from .problem import Problem
 from .records import Record, same
 from .surrogate import Surrogate, condition
@@ -44,11 +45,13 @@ def recommend(problem: Problem, records: Sequence[Record]) -> Recommendation | N
     surrogate = condition(problem, records)
     reference = baseline(problem, surrogate, records)
     rng = np.random.default_rng((len(records), 3))
-    pool, _, _ = promising(problem, surrogate, records, rng)
+    pool, _, _ = promising(problem, surrogate, records, reference, rng)
+
+    caution = problem.strategy.caution * (1 if best_tested(problem, surrogate, records) is not None else 2)
 
     def score(weights: Array) -> Array:
         gain, sd = difference(surrogate, weights, reference)
-        return problem.strategy.caution * sd - gain
+        return caution * sd - gain
 
     scores = score(pool)
     start = pool[np.argmin(scores)]
@@ -56,58 +59,6 @@ def recommend(problem: Problem, records: Sequence[Record]) -> Recommendation | N
     if float(score(best[None])[0]) > 0:
         best = reference
     return _answer(problem, surrogate, records, best, reference)
-
-
-def difference(surrogate: Surrogate, weights: Array, reference: Array) -> tuple[Array, Array]:
-    """Mean and sd (n,) of f(reference) - f(w) at the target: positive where w is predicted to be better."""
-    basis, other = surrogate.at_target(weights), surrogate.at_target(reference[None])
-    variance = surrogate.variance(basis) + surrogate.variance(other) - 2 * surrogate.covariance(basis, other)[:, 0]
-    return other.mean[0] - basis.mean, np.sqrt(np.maximum(variance, 0.0))
-
-
-def baseline(problem: Problem, surrogate: Surrogate, records: Sequence[Record]) -> Array:
-    """The mixture (K,) to fall back on: the best anchor, until one tested at the target is better by ``strategy.caution`` sds.
-
-    Once the anchor was tested there itself, whichever has the best posterior mean of all that were.
-    """
-    tried, anchor = best_tested(problem, surrogate, records), best_anchor(problem, records)
-    if tried is None and anchor is None:
-        known = tested(records)
-        return known[int(np.argmin(surrogate.mean_at_target(known)))]
-    if tried is None or anchor is None:
-        return anchor if tried is None else tried  # type: ignore[return-value]
-    if any(same(w, anchor) for w in _at_target(problem, records)):
-        return tried
-    gain, sd = difference(surrogate, tried[None], anchor)
-    return tried if gain[0] > problem.strategy.caution * sd[0] else anchor
-
-
-def best_tested(problem: Problem, surrogate: Surrogate, records: Sequence[Record]) -> Array | None:
-    """Of the mixtures tested at the target, the one with the best posterior mean there (K,)."""
-    there = _at_target(problem, records)
-    return there[int(np.argmin(surrogate.mean_at_target(np.array(there))))] if there else None
-
-
-def best_anchor(problem: Problem, records: Sequence[Record]) -> Array | None:
-    """Corner or centroid with the best value at the largest (size, step) at which all were seen; ``None`` if there is no such."""
-    anchors = np.vstack([problem.space.corners(), problem.space.centroid()[None]])
-    seen: dict[tuple[int, int], dict[int, float]] = {}
-    for record in records:
-        for i in (i for i, anchor in enumerate(anchors) if record.status != "failed" and same(record.weights, anchor)):
-            for step, values in record.curve:
-                at = seen.setdefault((problem.fidelities.index(record.model_size), step), {})
-                at[i] = float(problem.metric.objective(values))
-    complete = [at for at, values in seen.items() if len(values) == len(anchors)]
-    if not complete:
-        return None
-    largest = seen[max(complete)]
-    return anchors[min(largest, key=lambda i: largest[i])]
-
-
-def _at_target(problem: Problem, records: Sequence[Record]) -> list[Array]:
-    size, step = problem.fidelities.target
-    name = problem.fidelities.sizes[size]
-    return [np.array(r.weights) for r in records if r.status == "ok" and r.model_size == name and any(s == step for s, _ in r.curve)]
 
 
 def _answer(problem: Problem, surrogate: Surrogate, records: Sequence[Record], best: Array, reference: Array) -> Recommendation:

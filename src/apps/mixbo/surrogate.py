@@ -28,18 +28,17 @@ Array = NDArray[np.float64]
 class Basis:
     """q inputs with their whitened cross-covariances (outputs, n, q), and the posterior mean there (q,).
 
-    ``contrast``: of the mixture part of the objective alone. What all mixtures share at a fidelity does not say which is best, is
-    learned from the first runs there, and would drown every difference at a size not yet seen: then nothing would be worth
-    running there, and a study would stay at small sizes for ever.
+    With ``less``, everything is of the difference from one reference mixture at the same fidelity. What all mixtures share there
+    cancels: it does not say which of them is best, and would drown what does at a size that is hardly known yet.
     """
 
     inputs: Inputs
     half: Tensor
     mean: Array
-    contrast: bool = False
+    less: Inputs | None = None
 
-    def __getitem__(self, index: slice) -> Basis:
-        return Basis(self.inputs[index], self.half[..., index], self.mean[index], self.contrast)
+    def __getitem__(self, index: slice | Ints) -> Basis:
+        return Basis(self.inputs[index], self.half[..., index], self.mean[index], None if self.less is None else self.less[index])
 
 
 class Surrogate:
@@ -67,17 +66,18 @@ class Surrogate:
         """Variance of one evaluation of the objective around its run's curve."""
         return self._spread * float((self._weights.square() * self._noise).sum())
 
-    def basis(self, x: Array, contrast: bool = False) -> Basis:
+    def basis(self, x: Array) -> Basis:
         """Prepare rows (q, K + 3) of no particular run for variances and covariances."""
-        return self._whitened(Inputs.of(torch.as_tensor(x)), contrast)
+        return self._whitened(Inputs.of(torch.as_tensor(x)))
 
-    def grid(self, mixtures: Array, sizes: Ints, steps: Array, contrast: bool = True) -> Basis:
-        """``basis`` of every mixture (q, K) at every fidelity (f,), mixtures varying slowest: (q f) rows."""
-        return self._whitened(self._product(mixtures, sizes, steps), contrast)
+    def grid(self, mixtures: Array, sizes: Ints, steps: Array, reference: Array | None = None) -> Basis:
+        """``basis`` of every mixture (q, K) at every fidelity (f,), mixtures varying slowest: (q f) rows; less a ``reference`` (K,)."""
+        inputs = self._product(mixtures, sizes, steps)
+        return self._whitened(inputs) if reference is None else self._differences(inputs, reference)
 
-    def at_target(self, mixtures: Array, contrast: bool = False) -> Basis:
-        """``basis`` of mixtures (q, K) at the target."""
-        return self._whitened(self._product(mixtures, *self._target()), contrast)
+    def at_target(self, mixtures: Array, reference: Array | None = None) -> Basis:
+        """``grid`` of mixtures (q, K) at the target alone."""
+        return self.grid(mixtures, *self._target(), reference)
 
     def mean(self, x: Array) -> Array:
         """(q,) posterior mean only: cheap."""
@@ -88,29 +88,26 @@ class Surrogate:
         return self._objective(self._latent_mean(self._product(mixtures, *self._target())))
 
     def variance(self, basis: Basis) -> Array:
-        """(q,) posterior variance of the noise-free objective."""
+        """(q,) posterior variance of the noise-free objective, or of its difference from the reference."""
         with torch.no_grad():
-            prior = self._prior_of_pairs(basis.inputs, basis.inputs, basis.contrast)
+            prior = self._prior_of_pairs(basis, basis)
             each = (prior - basis.half.square().sum(dim=-2)).clamp_min(1e-12)
             return self._spread * (self._weights.square() @ each).numpy()
 
     def covariance(self, a: Basis, b: Basis) -> Array:
-        """(q, p) posterior covariance of the noise-free objective."""
-        assert a.contrast == b.contrast
-        square = self._weights.square()
+        """(q, p) posterior covariance of the noise-free objective, or of differences from a reference."""
         with torch.no_grad():
-            prior = torch.tensordot(square, self._cross(a.inputs, b.inputs, a.contrast), dims=1)
+            prior = torch.tensordot(self._weights.square(), self._prior(a, b), dims=1)
             left = (a.half * self._weights[:, None, None]).flatten(0, 1)
             right = (b.half * self._weights[:, None, None]).flatten(0, 1)
             return self._spread * (prior - left.T @ right).numpy()
 
     def paired_covariance(self, a: Basis, b: Basis, index: Ints) -> Array:
         """(q,) covariance of each row of a with row ``index[q]`` of b, which must be the same mixture at another fidelity."""
-        square = self._weights.square()
+        paired = b[index]
         with torch.no_grad():
-            prior = self._prior_of_pairs(a.inputs, b.inputs[index], a.contrast)
-            shared = torch.einsum("moq,moq->mq", a.half, b.half[..., index])
-            return self._spread * (square @ (prior - shared)).numpy()
+            shared = torch.einsum("moq,moq->mq", a.half, paired.half)
+            return self._spread * (self._weights.square() @ (self._prior_of_pairs(a, paired) - shared)).numpy()
 
     def _target(self) -> tuple[Ints, Array]:
         size, step = self.problem.fidelities.target
@@ -139,21 +136,33 @@ class Surrogate:
         correlation = torch.nn.functional.cosine_similarity(errors.unsqueeze(0), errors.unsqueeze(1), dim=-1)
         return float(self._weights @ correlation @ self._weights / self._weights.square().sum())
 
-    def _cross(self, a: Inputs, b: Inputs, contrast: bool = False) -> Tensor:
+    def _cross(self, a: Inputs, b: Inputs) -> Tensor:
         """(outputs, len(a), len(b)) prior covariance."""
         with torch.no_grad():
             if isinstance(self._kernel, SurrogateKernel):
-                return self._kernel.covariance(a, b, contrast)
-            return self._kernel(a.rows()[:, :-1], b.rows()[:, :-1]).to_dense()  # a kernel of BoTorch: no runs, no contrast
+                return self._kernel.covariance(a, b)
+            return self._kernel(a.rows()[:, :-1], b.rows()[:, :-1]).to_dense()  # a kernel of BoTorch: no runs
 
-    def _prior_of_pairs(self, a: Inputs, b: Inputs, contrast: bool) -> Tensor:
+    def _prior(self, a: Basis, b: Basis) -> Tensor:
+        """(outputs, q, p) prior covariance."""
+        prior = self._cross(a.inputs, b.inputs)
+        if b.less is not None:
+            prior = prior - self._cross(a.inputs, b.less)
+        if a.less is not None:
+            prior = prior - self._cross(a.less, b.inputs)
+        return prior if a.less is None or b.less is None else prior + self._cross(a.less, b.less)
+
+    def _prior_of_pairs(self, a: Basis, b: Basis) -> Tensor:
         """(outputs, q) prior covariance of each row of a with the same row of b, of the same mixture and no particular run.
 
-        Every kernel here is stationary in the mixture, so one mixture will do.
+        Every kernel here is stationary and symmetric in the mixture, so one mixture will do where both are the same.
         """
-        one = a.mixtures[:1]
-        table = self._cross(Inputs.product(one, a.fidelities), Inputs.product(one, b.fidelities), contrast)
-        return table[..., a.fidelity, b.fidelity]
+        one, f, g = a.inputs.mixtures[:1], a.inputs.fidelities, b.inputs.fidelities
+        same = self._cross(Inputs.product(one, f), Inputs.product(one, g))[..., a.inputs.fidelity, b.inputs.fidelity]
+        if a.less is None:
+            return same
+        apart = self._cross(Inputs.product(a.inputs.mixtures, f), Inputs.product(a.less.mixtures, g))
+        return 2 * (same - apart[..., a.inputs.mixture * len(f) + a.inputs.fidelity, b.inputs.fidelity])
 
     def _latent_mean(self, at: Inputs) -> Tensor:
         return self._mean_from(self._cross(self._inputs, at))
@@ -164,12 +173,17 @@ class Surrogate:
     def _objective(self, latent: Tensor) -> Array:
         return (self._weights @ latent).numpy() + self._constant
 
-    def _whitened(self, at: Inputs, contrast: bool) -> Basis:
+    def _whitened(self, at: Inputs) -> Basis:
         assert not len(at) or at.run.max() < 0
-        cross = self._cross(self._inputs, at, contrast)
+        cross = self._cross(self._inputs, at)
         with torch.no_grad():
             half = torch.linalg.solve_triangular(self._cholesky, cross, upper=False)
-        return Basis(at, half, self._objective(self._mean_from(cross)), contrast)
+        return Basis(at, half, self._objective(self._mean_from(cross)))
+
+    def _differences(self, at: Inputs, reference: Array) -> Basis:
+        fidelities = Inputs.product(torch.as_tensor(reference)[None], at.fidelities)
+        here, there = self._whitened(at), self._whitened(fidelities)
+        return Basis(at, here.half - there.half[..., at.fidelity], here.mean - there.mean[at.fidelity], fidelities[at.fidelity])
 
 
 def condition(problem: Problem, records: Sequence[Record]) -> Surrogate:

@@ -18,6 +18,7 @@ from studies import finish, problem, rescaled, simulator, spread_out, study
 
 from src.apps.mixbo import priors
 from src.apps.mixbo.records import Record
+from src.apps.mixbo.strategies.choose import improvement
 from src.apps.mixbo.strategies.envelope import gain_of_minimum
 from src.apps.mixbo.strategies.grid import build
 from src.apps.mixbo.strategies.improvement import log_ei
@@ -52,7 +53,7 @@ def test_defect_3_kg_equals_brute_force_fantasies() -> None:
     posed = problem(objective, strategy={"candidates": 3, "targets": 10})
     records = spread_out(objective, {"20M": 6, "150M": 4, "1B": 2})
     grid = build(posed, records, np.random.default_rng(0))
-    gains = knowledge_gradient(grid).ravel()
+    gains = knowledge_gradient(grid, grid.basis).ravel()
     surrogate, rng = grid.surrogate, np.random.default_rng(1)
     joint = surrogate.covariance(grid.targets, grid.targets)
     for row in np.argsort(gains)[-3:]:
@@ -76,9 +77,10 @@ def test_defect_3_a_fidelity_independent_of_the_target_is_worth_nothing(monkeypa
     with torch.no_grad():
         kernel.theta[:, kernel.layout["fidelity_length"]] = np.log(0.01)  # no fidelity says anything about another
     apart = type(grid.surrogate)(posed, *_data(posed, grid.records), _fitted(grid))
-    basis = apart.grid(grid.mixtures, grid.sizes, grid.steps)
-    targets = apart.basis(grid.targets.inputs.rows().numpy(), contrast=True)
-    gains = knowledge_gradient(replace(grid, surrogate=apart, basis=basis, targets=targets))
+    reference = grid.mixtures[0]
+    basis = apart.grid(grid.mixtures, grid.sizes, grid.steps, reference)
+    targets = apart.at_target(grid.targets.inputs.mixtures[grid.targets.inputs.mixture].numpy(), reference)
+    gains = knowledge_gradient(replace(grid, surrogate=apart, targets=targets), basis)
     other = (grid.sizes < 2) | (grid.steps < 8000)
     assert gains[:, other].max() < 1e-12 and gains[:, ~other].max() > 1e-6
 
@@ -137,8 +139,7 @@ def test_defect_1_ei_is_positive_somewhere_after_the_initial_design(seed: int) -
     objective = simulator(seed=seed)
     posed = problem(objective)
     grid = build(posed, study(posed, objective, 11, seed), np.random.default_rng(0))
-    value = log_ei(grid.there.mean, np.sqrt(grid.surrogate.variance(grid.there)), grid.best)
-    assert value.max() > np.log(1e-5)
+    assert improvement(grid).max() > np.log(1e-5)
 
 
 def test_defect_2_ei_cost_takes_the_informative_fidelity_and_follows_the_correlation() -> None:
@@ -147,7 +148,8 @@ def test_defect_2_ei_cost_takes_the_informative_fidelity_and_follows_the_correla
     records = _with_design(posed, objective, spread_out(objective, {"20M": 4, "150M": 4}))
     grid = build(posed, records, np.random.default_rng(0))
     rho = grid.rho_cf()
-    assert rho[:, (grid.sizes == 2) & (grid.steps == 8000)] == pytest.approx(1.0, abs=1e-6)
+    assert rho[1:, (grid.sizes == 2) & (grid.steps == 8000)] == pytest.approx(1.0, abs=1e-6)
+    assert rho[0] == pytest.approx(0.0, abs=1e-6)  # the baseline itself: how it differs from itself is known
     from src.apps.mixbo.strategies import ei
 
     chosen = []
@@ -162,3 +164,18 @@ def test_defect_2_ei_cost_takes_the_informative_fidelity_and_follows_the_correla
             patch.setattr(ei, "build", lambda *_, told=told: told)
             chosen.append(ei.ei_cost(posed, records, np.random.default_rng(0)).model_size)
     assert chosen[0] != "20M" and chosen[1] == "20M"
+
+
+def test_a_size_without_the_baseline_is_worth_the_price_of_a_pair_and_the_baseline_comes_first() -> None:
+    objective = simulator()
+    posed = problem(objective)
+    records = _with_design(posed, objective, [])
+    grid = build(posed, [r for r in records if r.model_size != "1B"], np.random.default_rng(0))
+    missing = grid.baseline_f > 0
+    assert missing[grid.sizes == 2].all() and not missing[grid.steps == 8000][:2].any()
+    assert grid.baseline_f[missing] == pytest.approx(grid.added_cf[0, missing])
+    paired = np.random.default_rng(1).uniform(1, 2, grid.shape)
+    value = grid.with_baseline(paired, 0.5)
+    np.testing.assert_array_equal(value[:, ~missing], paired[:, ~missing])
+    np.testing.assert_array_equal(value[0, missing], paired.max(axis=0)[missing])
+    assert (value[1:, missing] == 0.5).all()

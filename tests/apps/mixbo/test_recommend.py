@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from studies import SPACE, finish, problem, simulator, spread_out, study
 
-from src.apps.mixbo.recommend import best_anchor, difference, recommend
+from src.apps.mixbo.baseline import best_anchor, difference
+from src.apps.mixbo.recommend import recommend
 from src.apps.mixbo.records import Record, Suggestion, same
 from src.apps.mixbo.surrogate import condition
 

@@ -9,12 +9,13 @@ import pytest
 from studies import FIDELITIES, SPACE, finish, problem, simulator, spread_out, study
 
 from src.apps.mixbo import surrogate
+from src.apps.mixbo.baseline import best_anchor
 from src.apps.mixbo.cost import allowance, charged, flops, owes_target, unlocked
 from src.apps.mixbo.design import initial_design
 from src.apps.mixbo.objectives.simulator import Simulator
 from src.apps.mixbo.options import SimulatorConfig, SpaceConfig
 from src.apps.mixbo.problem import Fidelities, Metric, Problem
-from src.apps.mixbo.recommend import best_anchor, recommend
+from src.apps.mixbo.recommend import recommend
 from src.apps.mixbo.records import Record, runs, same, spent
 from src.apps.mixbo.space import MixtureSpace
 from src.apps.mixbo.strategies import REGISTRY, lookup

@@ -60,6 +60,26 @@ def test_posterior_equals_gpytorch(kernel: str, outputs: int) -> None:
     np.testing.assert_allclose(surrogate.mean(query), basis.mean, atol=1e-10)
 
 
+@pytest.mark.parametrize("kernel", [*KERNELS, "botorch"])
+def test_differences_from_a_mixture_follow_from_the_joint_posterior(kernel: str) -> None:
+    objective = simulator(outputs=2)
+    posed = problem(objective, surrogate={"kernel": kernel})
+    surrogate = condition(posed, spread_out(objective, {"20M": 5, "150M": 3}))
+    sizes, steps, reference = np.array([0, 2, 2]), np.array([2000.0, 4000, 8000]), MIXTURES[-1]
+    less, plain = surrogate.grid(MIXTURES, sizes, steps, reference), surrogate.grid(MIXTURES, sizes, steps)
+    here, alone = np.arange(18), np.tile(np.arange(15, 18), 6)  # rows: mixtures vary slowest, the reference is the last
+    joint = surrogate.covariance(plain, plain)
+    mixed = joint[here] - joint[alone]
+    expected = mixed[:, here] - mixed[:, alone]
+    np.testing.assert_allclose(less.mean, plain.mean - plain.mean[alone], atol=1e-9)
+    np.testing.assert_allclose(surrogate.covariance(less, less), expected, atol=1e-9)
+    np.testing.assert_allclose(surrogate.covariance(plain, less), joint[:, here] - joint[:, alone], atol=1e-9)
+    np.testing.assert_allclose(surrogate.variance(less), expected.diagonal(), atol=1e-9)
+    target = surrogate.at_target(MIXTURES, reference)
+    paired = surrogate.paired_covariance(less, target, np.repeat(np.arange(6), 3))
+    np.testing.assert_allclose(paired, surrogate.covariance(less, target)[here, np.repeat(np.arange(6), 3)], atol=1e-9)
+
+
 class _Single(torch.nn.Module):
     """One output of our kernel as GPyTorch wants it: without the outputs' dimension."""
 

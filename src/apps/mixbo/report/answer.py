@@ -12,8 +12,9 @@ from src.nanollama.report import Block, Chip, Column, Figure, Section, Table
 from src.nanollama.report.format import fixed, plus_minus
 from src.nanollama.report.page import COLOURS, series_colour
 
+from ..baseline import difference
 from ..pool import at_target
-from ..recommend import Z95, difference
+from ..recommend import Z95
 from ..records import same
 from ..style import BEST, FULL_RUNS, GOOD, LOG, Trace, mixture, plain
 from .folder import Sweep

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from src.nanollama.report import Block, Figure, Panels, Section
 
-from ..pool import at_target, tested
-from ..recommend import difference
+from ..baseline import difference, tested
+from ..pool import at_target
 from ..style import BEST, CLOSE_IS_STRONG, GOOD, Trace, mixture, plain
 from ..surrogate import Surrogate
 from .folder import Sweep

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from src.nanollama.config import ConfigError
 
 from ..cost import allowance, owes_target, unlocked
-from ..design import full_run
 from ..observations import rows
-from ..recommend import baseline, best_anchor, best_tested, difference
 from ..records import Suggestion
 from .grid import Grid
 from .improvement import log_ei
@@ -24,16 +22,13 @@ Mask = NDArray[np.bool_]
 def choose(grid: Grid, value_cf: Array, start_small: bool = True, idle: bool = False) -> Suggestion:
     """The allowed candidate of the greatest value, by the start-small rules unless they are switched off; ``idle``: no value is worth it.
 
-    A full run of the largest model, whether due by the rules, for want of anything better or by its value, goes where the improvement
-    over the best tested mixture is expected to be greatest: it is an attempt at the answer, and near the optimum other values are noise.
-    The first of them is the best anchor's, so that the answer is never worse than what corners and centroid alone would have given.
+    Where the baseline was tested at the target, another full run goes where the improvement over it is expected to be greatest: it is
+    an attempt at the answer, and is made for its own value as much as for what it tells.
     """
-    if start_small and grid.problem.strategy.model_size is None:
-        anchor = _anchor_due(grid)
-        if anchor is not None:
-            return full_run(grid.problem, anchor, grid.problem.fidelities.target[0])
-        value_cf = _with_attempts(grid, value_cf, idle)
-    for mask in _wishes(grid, value_cf, start_small):
+    tested = ~grid.allowed_cf[0] & grid.is_target
+    if start_small and tested.any():
+        value_cf = _with_attempts(grid, value_cf, tested)
+    for mask in _wishes(grid, value_cf, start_small, idle):
         if mask.any():
             return _suggestion(grid, value_cf, _best(value_cf, mask))
     if grid.allowed_cf.any():  # the rules leave nothing, as when a small table is used up: the cheapest there is
@@ -41,40 +36,21 @@ def choose(grid: Grid, value_cf: Array, start_small: bool = True, idle: bool = F
     raise ConfigError("no trial is left that was not tried: widen the fidelity grid or the table")
 
 
-def _anchor_due(grid: Grid) -> Array | None:
-    problem, records = grid.problem, grid.records
-    size, step = problem.fidelities.target
-    name = problem.fidelities.sizes[size]
-    tried = any(record.model_size == name and record.steps == step for record in records)  # running and failed ones count
-    if tried or not owes_target(problem, records) or not unlocked(problem, records).all():
-        return None
-    return best_anchor(problem, records)
-
-
-def _with_attempts(grid: Grid, value_cf: Array, idle: bool) -> Array:
-    """The values, but those of full runs ordered by expected improvement: alone if one is due, else under the greatest of theirs."""
-    problem, records = grid.problem, grid.records
-    attempt = np.where(grid.allowed_cf[:, grid.is_target].any(axis=1), improvement(grid), -np.inf)
-    affordable = problem.full_run <= allowance(problem, records)
-    if unlocked(problem, records).all() and affordable and (idle or owes_target(problem, records)):
-        return np.where(grid.is_target, attempt[:, None], -np.inf)
-    chosen, values = int(np.argmax(attempt)), value_cf.copy()
-    top = values[:, grid.is_target].max()
-    values[:, grid.is_target] = -np.inf
-    values[chosen, grid.is_target] = top
+def _with_attempts(grid: Grid, value_cf: Array, target: Mask) -> Array:
+    """The values, but of all full runs only the most promising attempt is left, with the greatest value of any."""
+    attempt = np.where(grid.allowed_cf[:, target].any(axis=1), improvement(grid), -np.inf)
+    values = value_cf.copy()
+    values[:, target] = -np.inf
+    values[np.argmax(attempt), target] = value_cf[:, target].max()
     return values
 
 
 def improvement(grid: Grid) -> Array:
-    """(C,): log expected improvement of each mixture at the target over the best tested there (the best anchor while none was)."""
-    reference = best_tested(grid.problem, grid.surrogate, grid.records)
-    if reference is None:
-        reference = baseline(grid.problem, grid.surrogate, grid.records)
-    gain, sd = difference(grid.surrogate, grid.mixtures, reference)
-    return log_ei(-gain, np.maximum(sd, 1e-9), 0.0)
+    """(C,): log expected improvement of each mixture over the baseline at the target."""
+    return log_ei(grid.there.mean, np.sqrt(grid.surrogate.variance(grid.there)), 0.0)
 
 
-def _wishes(grid: Grid, value_cf: Array, start_small: bool) -> Iterator[Mask]:
+def _wishes(grid: Grid, value_cf: Array, start_small: bool, idle: bool) -> Iterator[Mask]:
     """Where to look, most wanted first.
 
     If the greatest value lies at a size that is still locked, the largest unlocked size is looked at instead: the rule delays large
@@ -86,7 +62,7 @@ def _wishes(grid: Grid, value_cf: Array, start_small: bool) -> Iterator[Mask]:
         return
     open_sizes = unlocked(problem, records)
     eligible = grid.allowed_cf & open_sizes[grid.sizes] & (grid.added_cf <= allowance(problem, records) * (1 + 1e-9))
-    wanted = grid.allowed_cf & _restriction(grid)
+    wanted = grid.allowed_cf & _restriction(grid, idle)
     if wanted.any():
         largest = int(np.cumprod(open_sizes).sum()) - 1
         locked = grid.sizes[_best(value_cf, wanted)[1]] > largest
@@ -94,12 +70,13 @@ def _wishes(grid: Grid, value_cf: Array, start_small: bool) -> Iterator[Mask]:
     yield eligible
 
 
-def _restriction(grid: Grid) -> Mask:
+def _restriction(grid: Grid, idle: bool) -> Mask:
     """(F,): the size that is held fixed, or the target when a full run of it is due, or everything."""
     problem = grid.problem
     if problem.strategy.model_size is not None:
         return grid.sizes == problem.fidelities.index(problem.strategy.model_size)
-    if owes_target(problem, grid.records):
+    affordable = problem.full_run <= allowance(problem, grid.records)
+    if owes_target(problem, grid.records) or (idle and affordable):
         return grid.is_target
     return np.ones(len(grid.sizes), dtype=bool)
 

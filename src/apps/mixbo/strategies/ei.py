@@ -36,9 +36,9 @@ def ei_per_flop(problem: Problem, records: Sequence[Record], rng: np.random.Gene
     the rules allow, and learns from no cheap run.
     """
     grid = build(problem, records, rng)
-    here = grid.surrogate.grid(grid.mixtures, grid.sizes, grid.steps, contrast=False)
+    here = grid.surrogate.grid(grid.mixtures, grid.sizes, grid.steps)
     value = log_ei(here.mean, np.sqrt(grid.surrogate.variance(here)), float(here.mean.min())).reshape(grid.shape)
-    return choose(grid, value - np.log(grid.charged_cf))
+    return choose(grid, value - np.log(grid.price(grid.added_cf)))
 
 
 def ei_cost(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
@@ -47,6 +47,7 @@ def ei_cost(problem: Problem, records: Sequence[Record], rng: np.random.Generato
     Without the correlation the value would not depend on the fidelity but through its cost, and the cheapest would always win.
     """
     grid = build(problem, records, rng)
-    value = log_ei(grid.there.mean, np.sqrt(grid.surrogate.variance(grid.there)), grid.best)
     rho = np.maximum(np.abs(grid.rho_cf()), 1e-12)
-    return choose(grid, value[:, None] + np.log(rho) - np.log(grid.charged_cf))
+    value = improvement(grid)[:, None] + np.log(rho) - np.log(grid.price(grid.added_cf + grid.baseline_f))
+    return choose(grid, grid.with_baseline(value, -np.inf))
+

@@ -9,8 +9,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..baseline import baseline, tested
 from ..cost import charged, flops
-from ..pool import is_known, promising, spread, tested
+from ..pool import is_known, promising, spread
 from ..problem import Problem
 from ..records import Record, Run, runs
 from ..surrogate import Basis, Surrogate, condition
@@ -22,17 +23,17 @@ Tried = TypeVar("Tried", Record, Run)
 
 @dataclass(frozen=True)
 class Grid:
-    """Candidates (C mixtures x F fidelities) and their posterior. Arrays named ``..cf`` are (C, F)."""
+    """Candidates (C mixtures x F fidelities) and their posterior, less the baseline's. Arrays named ``..cf`` are (C, F)."""
 
     problem: Problem
     records: Sequence[Record]
     surrogate: Surrogate
-    mixtures: Array  # (C, K)
+    mixtures: Array  # (C, K), the baseline first
     sizes: Ints  # (F,) index
     steps: Array  # (F,)
     basis: Basis  # (C F) rows
     there: Basis  # (C) rows: the same mixtures at the target
-    targets: Basis  # (M) rows: mixtures at the target among which the best is sought
+    targets: Basis  # (M) rows: mixtures at the target among which the best is sought, the baseline first
     added_cf: Array  # FLOPs
     parent_cf: Ints  # trial to continue, or -1
     allowed_cf: NDArray[np.bool_]  # not run before, not running, not failed, in the table
@@ -49,14 +50,24 @@ class Grid:
         return (self.sizes == size) & (self.steps == step)
 
     @property
-    def charged_cf(self) -> Array:
-        """Cost with launch overhead, in full runs, to the power ``division_coefficient``."""
-        return charged(self.problem, self.added_cf) ** self.problem.strategy.division_coefficient
+    def baseline_f(self) -> Array:
+        """(F,) FLOPs to train the baseline there: 0 where it was, is being or cannot be."""
+        return np.where(self.allowed_cf[0], self.added_cf[0], 0.0)
 
-    @property
-    def best(self) -> float:
-        """Lowest posterior mean at the target: the incumbent, in the units of every prediction here."""
-        return float(min(self.targets.mean.min(), self.there.mean.min()))
+    def price(self, flops: Array) -> Array:
+        """Cost with launch overhead, in full runs, to the power ``division_coefficient``."""
+        return charged(self.problem, flops) ** self.problem.strategy.division_coefficient
+
+    def with_baseline(self, paired_cf: Array, alone_cf: Array | float) -> Array:
+        """(C, F) values of single trials, from those of comparing a mixture with the baseline at the same fidelity.
+
+        Where the baseline is missing a comparison takes two trials (``paired_cf`` should be by the price of both), and that of the
+        baseline, row 0, comes first. ``alone_cf``: what the other is worth without it.
+        """
+        missing = self.baseline_f > 0
+        value = np.where(missing, alone_cf, paired_cf)
+        value[0, missing] = np.maximum(value[0], paired_cf.max(axis=0))[missing]
+        return value
 
     def rho_cf(self) -> Array:
         """Posterior correlation of each candidate with its own mixture at the target."""
@@ -69,7 +80,8 @@ class Grid:
 def build(problem: Problem, records: Sequence[Record], rng: np.random.Generator, only_target: bool = False) -> Grid:
     """The surrogate given ``records``, the mixtures it finds promising or uncertain at the target, and their grid."""
     surrogate = condition(problem, records)
-    pool, mean, sd = promising(problem, surrogate, records, rng)
+    reference = baseline(problem, surrogate, records)
+    pool, mean, sd = promising(problem, surrogate, records, reference, rng)
     known = is_known(pool, tested(records))
     options = problem.strategy
     scores = [mean, mean - sd, mean - 2 * sd]
@@ -85,13 +97,13 @@ def build(problem: Problem, records: Sequence[Record], rng: np.random.Generator,
     else:
         sizes = np.repeat(np.arange(len(fidelities.sizes)), len(fidelities.steps))
         steps = np.tile(np.array(fidelities.steps, dtype=float), len(fidelities.sizes))
-    mixtures = _with_tested(problem, pool[chosen], tested(records), surrogate)
+    mixtures = _with_tested(problem, np.vstack([reference, pool[chosen]]), tested(records), surrogate)
     added, parent, allowed = _trials(problem, records, mixtures, sizes, steps)
     return Grid(
         problem, records, surrogate, mixtures, sizes, steps,
-        basis=surrogate.grid(mixtures, sizes, steps),
-        there=surrogate.at_target(mixtures, contrast=True),
-        targets=surrogate.at_target(pool[targets], contrast=True),
+        basis=surrogate.grid(mixtures, sizes, steps, reference),
+        there=surrogate.at_target(mixtures, reference),
+        targets=surrogate.at_target(np.vstack([reference, pool[targets]]), reference),
         added_cf=added, parent_cf=parent, allowed_cf=allowed,
     )  # fmt: skip
 
@@ -100,7 +112,7 @@ def _with_tested(problem: Problem, mixtures: Array, seen: Array, surrogate: Surr
     """Add the best tested mixtures, so that a promising run can be continued or repeated at a larger size; drop repetitions."""
     if len(seen):
         order = np.argsort(surrogate.mean_at_target(seen), kind="stable")[: problem.strategy.candidates // 4]
-        mixtures = np.vstack([seen[order], mixtures])
+        mixtures = np.vstack([mixtures[:1], seen[order], mixtures[1:]])
     _, first = np.unique(np.round(mixtures, 9), axis=0, return_index=True)
     return mixtures[np.sort(first)]
 

@@ -28,4 +28,5 @@ def thompson(problem: Problem, records: Sequence[Record], rng: np.random.Generat
     covariance = grid.surrogate.covariance(grid.there, grid.there)
     draw = rng.multivariate_normal(grid.there.mean, covariance, method="eigh", check_valid="ignore")
     rank = np.argsort(np.argsort(draw))[:, None]  # 0: the minimiser; the others only where it may not be run
-    return choose(grid, grid.rho_cf() ** 2 / grid.charged_cf * 1e-6 ** np.minimum(rank, 20))
+    value = grid.rho_cf() ** 2 / grid.price(grid.added_cf + grid.baseline_f) * 1e-6 ** np.minimum(rank, 20)
+    return choose(grid, grid.with_baseline(value, 0.0))
