@@ -1,6 +1,7 @@
 """Training step on a CPU: ours against Hugging Face Llama of equal shape, parameters and weights.
 
-    python benchmarks/train_step_cpu.py [--quick] [--json PATH] [--shape debug|small] [--threads N] [--rounds N] [--clock wall|cpu]
+    python benchmarks/train_step_cpu.py [--quick] [--json PATH] [--shape debug|small] [--precision fp32|bf16]
+        [--threads N] [--rounds N] [--clock wall|cpu]
 
 Every variant (ours | hf) x (eager | compile) x (fp32 | bf16 autocast) lives in this one process and takes one step a round, in a new
 order each round, so that whatever else the machine does falls on all of them. A step is forward, cross-entropy, backward, gradient
@@ -88,9 +89,9 @@ def build_step(kind: str, mode: str, precision: str, shape: Shape) -> Callable[[
     return step
 
 
-def measure(shape: Shape, modes: list[str], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+def measure(shape: Shape, modes: list[str], precisions: list[str], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     """Seconds of every step, by variant; the two first steps of each (compilation, allocation) are not counted."""
-    variants = [f"{kind} {mode} {precision}" for kind in ("ours", "hf") for mode in modes for precision in PRECISIONS]
+    variants = [f"{kind} {mode} {precision}" for kind in ("ours", "hf") for mode in modes for precision in precisions]
     steps = {name: build_step(*name.split(), shape) for name in variants}
     tokens = torch.randint(required_vocab(shape), (shape.batch, shape.length + 1), generator=torch.Generator().manual_seed(0))
     for step in steps.values():
@@ -118,10 +119,11 @@ def ratio(seconds: dict[str, list[float]], ours: str, theirs: str) -> float:
 
 def summarise(seconds: dict[str, list[float]]) -> dict[str, float | str]:
     median = {name: statistics.median(times) for name, times in seconds.items()}
+    pairs = [name.removeprefix("ours ") for name in median if name.startswith("ours")]
     best = {kind: min((name for name in median if name.startswith(kind)), key=lambda name: median[name]) for kind in ("ours", "hf")}
     return {
         **{f"{name} (s)": round(value, 4) for name, value in median.items()},
-        "eager fp32 ratio": round(ratio(seconds, "ours eager fp32", "hf eager fp32"), 3),
+        **{f"{name} ratio": round(ratio(seconds, f"ours {name}", f"hf {name}"), 3) for name in pairs},
         "best ours": best["ours"],
         "best hf": best["hf"],
         "best mode ratio": round(ratio(seconds, best["ours"], best["hf"]), 3),
@@ -133,6 +135,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="debug shape, eager only, few rounds")
     parser.add_argument("--json", type=Path, help="write the summary there")
     parser.add_argument("--shape", choices=SHAPES, help="one shape only")
+    parser.add_argument("--precision", choices=PRECISIONS, help="one precision only")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: time of the process, for one thread")
@@ -142,9 +145,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     names = [args.shape] if args.shape else ["debug"] if args.quick else list(SHAPES)
     modes = ["eager"] if args.quick else ["eager", "compile"]
+    precisions = [args.precision] if args.precision else list(PRECISIONS)
     results = {}
     for name in names:
-        seconds = measure(SHAPES[name], modes, args.rounds or (5 if args.quick else 15), CLOCKS[args.clock])
+        seconds = measure(SHAPES[name], modes, precisions, args.rounds or (5 if args.quick else 15), CLOCKS[args.clock])
         results[name] = summarise(seconds)
         print(f"{name}: {SHAPES[name].batch} x {SHAPES[name].length} tokens a step")
         for key, value in results[name].items():
