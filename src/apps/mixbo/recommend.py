@@ -17,6 +17,7 @@ from .surrogate import Surrogate, condition
 
 Array = NDArray[np.float64]
 Z95 = 1.959964  # two-sided 95 %
+UNTESTED = 2  # times as cautious while nothing was tested at the target: all that is said of it is extrapolated
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def recommend(problem: Problem, records: Sequence[Record]) -> Recommendation | N
     rng = np.random.default_rng((len(records), 3))
     pool, _, _ = promising(problem, surrogate, records, reference, rng)
 
-    caution = problem.strategy.caution * (1 if best_tested(problem, surrogate, records) is not None else 2)
+    caution = problem.strategy.caution * (1 if best_tested(problem, surrogate, records) is not None else UNTESTED)
 
     def score(weights: Array) -> Array:
         gain, sd = difference(surrogate, weights, reference)
