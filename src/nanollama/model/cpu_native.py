@@ -6,10 +6,12 @@ arithmetic stays in fp32; dividing as numpy does (no exception at zero) is what 
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ F = np.float32
 LOG2_E, LN2_HIGH, LN2_LOW = F(1.44269504), F(0.693359375), F(-2.12194440e-4)  # high has 10 bits, so that k * high is exact
 ROUND = F(1.5 * 2**23)  # adding and subtracting it rounds to an integer
 BLOCK = 128  # rows summed into one weight gradient, so that the order of sums does not hang on how threads share the rows
+WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 COMPILE: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
@@ -29,15 +32,47 @@ def over_rows(kernel: Callable[..., None], rows: int, *args: Tensor | float) -> 
     arrays = [x.detach().numpy() if isinstance(x, Tensor) else x for x in args]
     workers = min(torch.get_num_threads(), rows)
     bounds = [rows * i // workers for i in range(workers + 1)]
-    others = [_pool(os.getpid(), workers - 1).submit(kernel, *arrays, *bounds[i : i + 2]) for i in range(1, workers)]
-    kernel(*arrays, *bounds[:2])
-    for other in others:
-        other.result()
+    tasks = [partial(kernel, *arrays, *bounds[i : i + 2]) for i in range(workers)]
+    openmp = _openmp() if workers > 1 else None
+    if workers == 1:
+        tasks[0]()
+    elif openmp is not None:
+        _team(openmp, tasks)
+    else:
+        others = [_pool(os.getpid(), workers - 1).submit(task) for task in tasks[1:]]
+        tasks[0]()
+        for other in others:
+            other.result()
+
+
+def _team(openmp: ctypes.CDLL, tasks: Sequence[Callable[[], None]]) -> None:
+    """Run the tasks on torch's own threads: between its operators they go on asking for work, and would keep others from the cores."""
+    left, errors = list(tasks), []
+
+    def work(_: int | None) -> None:
+        try:
+            while left:
+                left.pop()()
+        except IndexError:
+            return  # another was faster
+        except BaseException as error:  # an exception cannot pass through C
+            errors.append(error)
+
+    openmp.GOMP_parallel(WORK(work), None, len(tasks), 0)
+    if errors:
+        raise errors[0]
+
+
+@cache
+def _openmp() -> ctypes.CDLL | None:
+    """The GNU OpenMP that torch brought and uses, where it does."""
+    found = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
+    return ctypes.CDLL(str(found[0])) if found else None
 
 
 @cache
 def _pool(process: int, workers: int) -> ThreadPoolExecutor:
-    """Own threads, because numba's would be a second OpenMP beside torch's; one pool a process, because threads do not survive a fork."""
+    """Own threads where torch's cannot be had; one pool a process, because threads do not survive a fork."""
     return ThreadPoolExecutor(workers, thread_name_prefix="rows")
 
 

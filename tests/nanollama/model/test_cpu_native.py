@@ -4,13 +4,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from src.nanollama.config.schema import ModelConfig
-from src.nanollama.model import cpu, rope
+from src.nanollama.model import cpu, cpu_native, rope
 from src.nanollama.model.layers import SwiGLU
 from src.nanollama.model.rope_scaling import inverse_frequencies
 from src.nanollama.model.transformer import Transformer
@@ -161,3 +162,26 @@ def test_autocast_reaches_a_feed_forward_layer() -> None:
 def test_importing_the_model_does_not_load_the_compiler() -> None:
     code = "import sys, src.nanollama.model.transformer; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_rows_are_shared_out_once_and_errors_reach_the_caller(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if own:
+        monkeypatch.setattr(cpu_native, "_openmp", lambda: None)  # as where torch brings no GNU OpenMP
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+
+    def count(seen: np.ndarray, start: int, stop: int) -> None:
+        seen[start:stop] += 1
+        if stop == len(seen) and seen[0] < 0:
+            raise ArithmeticError("the last part")
+
+    try:
+        for rows in (1, 2, 7):
+            seen = torch.zeros(rows)
+            cpu_native.over_rows(count, rows, seen)
+            assert seen.tolist() == [1.0] * rows
+        with pytest.raises(ArithmeticError, match="the last part"):
+            cpu_native.over_rows(count, 7, torch.full((7,), -5.0))
+    finally:
+        torch.set_num_threads(threads)
