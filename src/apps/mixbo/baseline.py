@@ -26,7 +26,7 @@ def tested(records: Sequence[Record]) -> Array:
 def difference(surrogate: Surrogate, weights: Array, reference: Array) -> tuple[Array, Array]:
     """Mean and sd (n,) of f(reference) - f(w) at the target: positive where w is predicted to be better."""
     basis = surrogate.at_target(weights, reference)
-    return -basis.mean, np.sqrt(surrogate.variance(basis))
+    return 0.0 - basis.mean, np.sqrt(surrogate.variance(basis))
 
 
 def baseline(problem: Problem, surrogate: Surrogate, records: Sequence[Record]) -> Array:
