@@ -18,14 +18,14 @@ Array = NDArray[np.float64]
 
 
 def knowledge_gradient(grid: Grid, basis: Basis) -> Array:
-    """(C, F): how much the lowest posterior mean *at the target* is expected to fall if the last value of a candidate were known.
+    """(C, fidelities): how much the lowest posterior mean *at the target* is expected to fall if the last value of a candidate were known.
 
     Frazier, Powell and Dayanik 2009, over the target mixtures of the grid. An observation that tells nothing about the target is
     worth nothing, whatever its own value. ``basis``: what is observed of the candidates, values or differences from the baseline.
     """
     slopes = grid.surrogate.covariance(basis, grid.targets)
     sd = np.sqrt(grid.surrogate.variance(basis) + grid.surrogate.noise_variance)
-    return gain_of_minimum(grid.targets.mean, slopes / sd[:, None]).reshape(grid.shape)
+    return gain_of_minimum(grid.targets.mean, slopes / sd[:, None]).reshape(len(grid.mixtures), -1)
 
 
 def kg(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
@@ -35,8 +35,11 @@ def kg(problem: Problem, records: Sequence[Record], rng: np.random.Generator) ->
     price of both, is what makes a new size worth opening.
     """
     grid = build(problem, records, rng)
-    values = grid.surrogate.grid(grid.mixtures, grid.sizes, grid.steps)
     paired = knowledge_gradient(grid, grid.basis) / grid.price(grid.added_cf + grid.baseline_f)
-    alone = knowledge_gradient(grid, values) / grid.price(grid.added_cf)
-    value = grid.with_baseline(paired, np.where(grid.is_target, 0.0, alone))
+    alone = np.zeros(grid.shape)
+    there = (grid.baseline_f > 0) & ~grid.is_target  # the first full run is the baseline's: the answer rests on comparing with it
+    if there.any():
+        values = grid.surrogate.grid(grid.mixtures, grid.sizes[there], grid.steps[there])
+        alone[:, there] = knowledge_gradient(grid, values) / grid.price(grid.added_cf[:, there])
+    value = grid.with_baseline(paired, alone)
     return choose(grid, value, idle=bool(value[grid.allowed_cf].max(initial=0.0) < problem.surrogate.noise_floor))
