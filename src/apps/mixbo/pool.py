@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from .baseline import difference, tested
 from .descent import descend
-from .observations import rows
 from .problem import Problem
 from .records import Record
 from .surrogate import Surrogate
@@ -25,12 +24,6 @@ def is_known(weights: Array, known: Array) -> NDArray[np.bool_]:
     if not len(known):
         return np.zeros(len(weights), dtype=bool)
     return np.abs(weights[:, None, :] - known).max(axis=2).min(axis=1) < 1e-6
-
-
-def at_target(problem: Problem, weights: Array) -> Array:
-    """Surrogate inputs of mixtures at the target, for no particular run."""
-    size, step = problem.fidelities.target
-    return rows(problem, weights, size, float(step))
 
 
 def wide_pool(problem: Problem, rng: np.random.Generator) -> Array:

@@ -47,16 +47,14 @@ def over_rows(kernel: Callable[..., None], rows: int, *args: Tensor | float) -> 
 
 def _team(openmp: ctypes.CDLL, tasks: Sequence[Callable[[], None]]) -> None:
     """Run the tasks on torch's own threads: between its operators they go on asking for work, and would keep others from the cores."""
-    left, errors = list(tasks), []
+    left, errors = iter(tasks), []
 
     def work(_: int | None) -> None:
-        try:
-            while left:
-                left.pop()()
-        except IndexError:
-            return  # another was faster
-        except BaseException as error:  # an exception cannot pass through C
-            errors.append(error)
+        for task in left:  # however many threads there are in the end
+            try:
+                task()
+            except BaseException as error:  # an exception cannot pass through C
+                errors.append(error)
 
     openmp.GOMP_parallel(WORK(work), None, len(tasks), 0)
     if errors:

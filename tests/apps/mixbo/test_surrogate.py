@@ -17,7 +17,6 @@ from studies import FIDELITIES, problem, simulator, spread_out
 from src.apps.mixbo.fitting import fit, log_posterior, scaling
 from src.apps.mixbo.kernels import Inputs, SurrogateKernel
 from src.apps.mixbo.observations import observations, rows
-from src.apps.mixbo.pool import at_target
 from src.apps.mixbo.records import Record, runs
 from src.apps.mixbo.surrogate import Surrogate, arrays, condition
 
@@ -128,10 +127,8 @@ def test_defect_4_units_of_size_and_step_do_not_matter() -> None:
     posed = problem(objective)
     records = spread_out(objective, {"20M": 5, "150M": 3})
     scaled = replace(posed, fidelities=replace(FIDELITIES, parameters=tuple(p / 1e6 for p in FIDELITIES.parameters)))
-    there = at_target(posed, MIXTURES)
-    np.testing.assert_allclose(
-        condition(posed, records).mean(there), condition(scaled, records).mean(at_target(scaled, MIXTURES)), atol=1e-9
-    )
+    expected = condition(scaled, records).mean_at_target(MIXTURES)
+    np.testing.assert_allclose(condition(posed, records).mean_at_target(MIXTURES), expected, atol=1e-9)
 
 
 def test_defect_5a_noise_survives_every_tell() -> None:
@@ -152,7 +149,7 @@ def test_defect_5b_refitted_at_every_multiple_of_the_period_and_prior_flat_in_th
     records = spread_out(objective, {"20M": 9})
     kernels = [condition(posed, records[:count])._kernel for count in (4, 5, 7, 8, 9)]
     assert kernels[0] is kernels[1] is kernels[2] and kernels[3] is kernels[4] and kernels[0] is not kernels[3]
-    before = condition(posed, []).mean(at_target(posed, MIXTURES))
+    before = condition(posed, []).mean_at_target(MIXTURES)
     assert np.ptp(before) == 0.0
 
 
@@ -162,9 +159,8 @@ def test_pending_trials_narrow_and_do_not_shift() -> None:
     records = spread_out(objective, {"20M": 6, "150M": 4})
     running = Record(99, tuple(MIXTURES[0].tolist()), "1B", 8000, "running")
     without, with_it = condition(posed, records), condition(posed, [*records, running])
-    there = at_target(posed, MIXTURES)
-    np.testing.assert_allclose(without.mean(there), with_it.mean(there), atol=1e-6)
-    before, after = without.variance(without.basis(there)), with_it.variance(with_it.basis(there))
+    np.testing.assert_allclose(without.mean_at_target(MIXTURES), with_it.mean_at_target(MIXTURES), atol=1e-6)
+    before, after = (surrogate.variance(surrogate.at_target(MIXTURES)) for surrogate in (without, with_it))
     assert np.all(after <= before + 1e-12) and after[0] < 0.5 * before[0]
 
 
@@ -202,7 +198,7 @@ def test_every_form_ranks_mixtures_from_cheap_runs(options: dict[str, str]) -> N
     surrogate = condition(posed, spread_out(objective, {"20M": 16, "150M": 8, "1B": 4}))
     w = np.random.default_rng(11).dirichlet(np.ones(3), 60)
     truth = objective.metric.objective(objective.values(w, "1B", 8000))
-    assert np.corrcoef(surrogate.mean(at_target(posed, w)), truth)[0, 1] > 0.8
+    assert np.corrcoef(surrogate.mean_at_target(w), truth)[0, 1] > 0.8
 
 
 def test_botorchs_kernel_is_conditioned_like_botorchs_model() -> None:
@@ -215,7 +211,7 @@ def test_botorchs_kernel_is_conditioned_like_botorchs_model() -> None:
         torch.as_tensor(x[:, :-1]), (torch.as_tensor(y) - shift) / scale, data_fidelities=[3, 4], outcome_transform=None
     )
     fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-    there = at_target(posed, MIXTURES)
+    there = rows(posed, MIXTURES, 2, 8000.0)
     posterior = model.posterior(torch.as_tensor(there[:, :-1]))
     surrogate = condition(posed, records)
     np.testing.assert_allclose(surrogate.mean(there), (posterior.mean[:, 0] * scale + shift).detach().numpy(), rtol=1e-3)
@@ -227,5 +223,5 @@ def test_one_process_for_the_sum_agrees_with_one_per_output() -> None:
     means = []
     for outputs in ("separate", "sum"):
         posed = problem(objective, surrogate={"outputs": outputs})
-        means.append(condition(posed, records).mean(at_target(posed, MIXTURES)))
+        means.append(condition(posed, records).mean_at_target(MIXTURES))
     assert np.corrcoef(*means)[0, 1] > 0.8

@@ -111,7 +111,7 @@ def _read(folder: Path, known: dict[str, tuple[Problem, float | None]]) -> Sweep
 def check_same_problem(runs: Sequence[SweepRun]) -> None:
     """Different problems cannot be compared; a simulator may differ in its seed where regrets are known."""
     regrets = all(run.answers[-1].get("regret") is not None for run in runs)
-    first, *others = ({**flatten(as_dict(run.cfg))} for run in runs)
+    first, *others = (flatten(as_dict(run.cfg)) for run in runs)
     for run, values in zip(runs[1:], others, strict=True):
         for key in sorted(first.keys() | values.keys()):
             if (key == "simulator.seed" and regrets) or not key.startswith(PROBLEM):

@@ -13,7 +13,6 @@ from src.nanollama.report.format import fixed, plus_minus
 from src.nanollama.report.page import COLOURS, series_colour
 
 from ..baseline import difference
-from ..pool import at_target
 from ..recommend import Z95
 from ..records import same
 from ..style import BEST, FULL_RUNS, GOOD, LOG, Trace, mixture, plain
@@ -119,7 +118,7 @@ def _table(sweep: Sweep, rows: list[tuple[str, Array]], caption: str) -> Table:
     surrogate = sweep.surrogate
     assert surrogate is not None
     mixtures = np.array([w for _, w in rows])
-    basis = surrogate.basis(at_target(sweep.problem, mixtures))
+    basis = surrogate.at_target(mixtures)
     sd = np.sqrt(surrogate.variance(basis))
     gain, gain_sd = difference(surrogate, mixtures, sweep.best)
     columns = [

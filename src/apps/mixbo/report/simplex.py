@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from src.nanollama.report import Block, Figure, Panels, Section
 
 from ..baseline import difference, tested
-from ..pool import at_target
 from ..style import BEST, CLOSE_IS_STRONG, GOOD, Trace, mixture, plain
 from ..surrogate import Surrogate
 from .folder import Sweep
@@ -246,7 +245,7 @@ def _two(best: Array, i: int, j: int, first: Array, second: Array) -> Array:
 
 def _worse(sweep: Sweep, surrogate: Surrogate, mixtures: Array) -> Array:
     """(n,) posterior mean at the target above that of the recommended mixture, minimised objective."""
-    return surrogate.mean(at_target(sweep.problem, mixtures)) - surrogate.mean(at_target(sweep.problem, sweep.best[None]))[0]
+    return surrogate.mean_at_target(mixtures) - surrogate.mean_at_target(sweep.best[None])[0]
 
 
 def _ceiling(worse: Array) -> float:

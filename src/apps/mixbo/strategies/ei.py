@@ -50,4 +50,3 @@ def ei_cost(problem: Problem, records: Sequence[Record], rng: np.random.Generato
     rho = np.maximum(np.abs(grid.rho_cf()), 1e-12)
     value = improvement(grid)[:, None] + np.log(rho) - np.log(grid.price(grid.added_cf + grid.baseline_f))
     return choose(grid, grid.with_baseline(value, -np.inf))
-
