@@ -12,6 +12,7 @@ from .records import Record, same
 from .surrogate import Surrogate
 
 Array = NDArray[np.float64]
+UNTESTED = 4  # times as cautious while nothing was tested at the target: all that is said of it is extrapolated
 
 
 def tested(records: Sequence[Record]) -> Array:
@@ -27,6 +28,11 @@ def difference(surrogate: Surrogate, weights: Array, reference: Array) -> tuple[
     """Mean and sd (n,) of f(reference) - f(w) at the target: positive where w is predicted to be better."""
     basis = surrogate.at_target(weights, reference)
     return 0.0 - basis.mean, np.sqrt(surrogate.variance(basis))
+
+
+def caution(problem: Problem, surrogate: Surrogate, records: Sequence[Record]) -> float:
+    """Standard deviations by which a mixture must beat the baseline to be the answer."""
+    return problem.strategy.caution * (1 if best_tested(problem, surrogate, records) is not None else UNTESTED)
 
 
 def baseline(problem: Problem, surrogate: Surrogate, records: Sequence[Record]) -> Array:

@@ -143,6 +143,10 @@ class SurrogateKernel(Kernel):
         """(outputs,) sd of one evaluation above the floor, in scaled units: not part of the covariance, but fitted with it."""
         return self._part("noise").exp()[:, 0, 0]
 
+    def run_variance(self) -> Tensor:
+        """(outputs,) variance of what a run has of its own: another training seed gives another curve."""
+        return (2 * self._part("run")).exp()[:, 0, 0]
+
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: object) -> Tensor:
         """(outputs, n, q) covariances of rows (n, K + 3) and (q, K + 3), as GPyTorch calls it."""
         total = self.covariance(Inputs.of(x1), Inputs.of(x2))
@@ -206,7 +210,7 @@ class SurrogateKernel(Kernel):
 
     def _run_offset(self, f1: Tensor, f2: Tensor) -> Tensor:
         along = (f1[:, 1].unsqueeze(-1) - f2[:, 1].unsqueeze(-2)) / priors.RUN_LENGTH
-        return (2 * self._part("run")).exp() * torch.exp(-0.5 * along.square())
+        return self.run_variance()[:, None, None] * torch.exp(-0.5 * along.square())
 
     def _loading(self, name: str, at_target: Tensor | float, f1: Tensor, f2: Tensor) -> Tensor:
         """l(x) l(x'), (outputs, n, q), of l(x) = a0 + a1 (1 - s) + a2 (1 - t) with a0 = ``at_target``."""

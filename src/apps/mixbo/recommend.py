@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .baseline import baseline, best_tested, difference
+from .baseline import baseline, caution, difference
 from .descent import descend
 from .pool import promising
 from .problem import Problem
@@ -17,7 +17,6 @@ from .surrogate import Surrogate, condition
 
 Array = NDArray[np.float64]
 Z95 = 1.959964  # two-sided 95 %
-UNTESTED = 2  # times as cautious while nothing was tested at the target: all that is said of it is extrapolated
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Recommendation:
 def recommend(problem: Problem, records: Sequence[Record]) -> Recommendation | None:
     """The best mixture by what is known, or ``None`` without any result. A pure function of the records.
 
-    Another mixture replaces the :func:`baseline` only where the posterior of the *difference* says so by ``strategy.caution``
+    Another mixture replaces the :func:`baseline` only where the posterior of the *difference* says so by :func:`caution`
     standard deviations: levels are shared and hard to predict, differences are not.
     """
     if not any(record.status == "ok" for record in records):
@@ -47,12 +46,11 @@ def recommend(problem: Problem, records: Sequence[Record]) -> Recommendation | N
     reference = baseline(problem, surrogate, records)
     rng = np.random.default_rng((len(records), 3))
     pool, _, _ = promising(problem, surrogate, records, reference, rng)
-
-    caution = problem.strategy.caution * (1 if best_tested(problem, surrogate, records) is not None else UNTESTED)
+    sds = caution(problem, surrogate, records)
 
     def score(weights: Array) -> Array:
         gain, sd = difference(surrogate, weights, reference)
-        return caution * sd - gain
+        return sds * sd - gain
 
     scores = score(pool)
     start = pool[np.argmin(scores)]

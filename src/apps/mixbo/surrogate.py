@@ -7,7 +7,7 @@ hyper-parameters are those fitted to the first ``m`` finished trials, m the larg
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -49,6 +49,8 @@ class Surrogate:
         self._kernel, self._noise = fitted.kernel, fitted.noise
         weights = torch.as_tensor(problem.metric.signed) if problem.surrogate.outputs == "separate" else torch.ones(1, dtype=torch.float64)
         self._weights = weights * fitted.scale
+        own = fitted.kernel.run_variance() if isinstance(fitted.kernel, SurrogateKernel) else torch.zeros_like(self._weights)
+        self._runs = own.detach()
         self._constant = float((weights * fitted.shift).sum())
         targets = ((torch.as_tensor(y) - fitted.shift) / fitted.scale).T
         self._condition(torch.as_tensor(x), targets)
@@ -66,13 +68,22 @@ class Surrogate:
         """Variance of one evaluation of the objective around its run's curve."""
         return self._spread * float((self._weights.square() * self._noise).sum())
 
+    @property
+    def run_variance(self) -> float:
+        """Variance of a run's curve of the objective around what is expected of its mixture there."""
+        return self._spread * float(self._weights.square() @ self._runs)
+
     def basis(self, x: Array) -> Basis:
-        """Prepare rows (q, K + 3) of no particular run for variances and covariances."""
+        """Prepare rows (q, K + 3) for variances, and for covariances with rows of other runs."""
         return self._whitened(Inputs.of(torch.as_tensor(x)))
 
-    def grid(self, mixtures: Array, sizes: Ints, steps: Array, reference: Array | None = None) -> Basis:
-        """``basis`` of every mixture (q, K) at every fidelity (f,), mixtures varying slowest: (q f) rows; less a ``reference`` (K,)."""
+    def grid(self, mixtures: Array, sizes: Ints, steps: Array, reference: Array | None = None, runs: Ints | None = None) -> Basis:
+        """``basis`` of every mixture (q, K) at every fidelity (f,), mixtures varying slowest: (q f) rows; less a ``reference`` (K,).
+
+        ``runs`` (q f): the run that each row would continue, with its offset, or -1.
+        """
         inputs = self._product(mixtures, sizes, steps)
+        inputs = inputs if runs is None else replace(inputs, run=runs)
         return self._whitened(inputs) if reference is None else self._differences(inputs, reference)
 
     def at_target(self, mixtures: Array, reference: Array | None = None) -> Basis:
@@ -90,7 +101,7 @@ class Surrogate:
     def variance(self, basis: Basis) -> Array:
         """(q,) posterior variance of the noise-free objective, or of its difference from the reference."""
         with torch.no_grad():
-            prior = self._prior_of_pairs(basis, basis)
+            prior = self._prior_of_pairs(basis, basis) + self._runs[:, None] * torch.as_tensor(basis.inputs.run >= 0)
             each = (prior - basis.half.square().sum(dim=-2)).clamp_min(1e-12)
             return self._spread * (self._weights.square() @ each).numpy()
 
@@ -153,7 +164,7 @@ class Surrogate:
         return prior if a.less is None or b.less is None else prior + self._cross(a.less, b.less)
 
     def _prior_of_pairs(self, a: Basis, b: Basis) -> Tensor:
-        """(outputs, q) prior covariance of each row of a with the same row of b, of the same mixture and no particular run.
+        """(outputs, q) prior covariance of each row of a with the same row of b, of the same mixture, without what a run has of its own.
 
         Every kernel here is stationary and symmetric in the mixture, so one mixture will do where both are the same.
         """
@@ -174,7 +185,6 @@ class Surrogate:
         return (self._weights @ latent).numpy() + self._constant
 
     def _whitened(self, at: Inputs) -> Basis:
-        assert not len(at) or at.run.max() < 0
         cross = self._cross(self._inputs, at)
         with torch.no_grad():
             half = torch.linalg.solve_triangular(self._cholesky, cross, upper=False)

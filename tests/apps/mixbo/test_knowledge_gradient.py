@@ -14,16 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
-from studies import finish, problem, rescaled, simulator, spread_out, study
+from studies import SPACE, finish, problem, rescaled, simulator, spread_out, study
 
 from src.apps.mixbo import priors
-from src.apps.mixbo.records import Record
+from src.apps.mixbo.records import Record, Suggestion
 from src.apps.mixbo.strategies.choose import improvement
 from src.apps.mixbo.strategies.envelope import gain_of_minimum
 from src.apps.mixbo.strategies.grid import build
 from src.apps.mixbo.strategies.improvement import log_ei
 from src.apps.mixbo.strategies.kg import knowledge_gradient
 from src.apps.mixbo.suggest import suggest
+from src.apps.mixbo.surrogate import condition
 
 
 @settings(max_examples=25, deadline=None)
@@ -48,9 +49,10 @@ def test_gain_is_zero_without_information_and_tiny_gains_keep_their_order() -> N
     assert 0 < small[0] < small[1] < small[2] < 1e-40
 
 
-def test_defect_3_kg_equals_brute_force_fantasies() -> None:
-    objective = simulator(noise=0.01)
-    posed = problem(objective, strategy={"candidates": 3, "targets": 10})
+@pytest.mark.parametrize("caution", [0.0, 0.7])
+def test_defect_3_kg_equals_brute_force_fantasies(caution: float) -> None:
+    objective = simulator(noise=0.01, run_noise=0.01)
+    posed = problem(objective, strategy={"candidates": 3, "targets": 10, "caution": caution})
     records = spread_out(objective, {"20M": 6, "150M": 4, "1B": 2})
     grid = build(posed, records, np.random.default_rng(0))
     gains = knowledge_gradient(grid, grid.basis).ravel()
@@ -62,10 +64,42 @@ def test_defect_3_kg_equals_brute_force_fantasies() -> None:
         # Draw the truth at the targets and the observation together, then condition on the observation.
         both = np.block([[joint, cross[:, None]], [cross[None], np.array([[variance]])]])
         draws = rng.multivariate_normal(np.append(grid.targets.mean, one.mean), both, size=60_000, check_valid="ignore", method="eigh")
-        seen = draws[:, -1] + rng.normal(0, surrogate.noise_variance**0.5, len(draws))
-        after = grid.targets.mean + np.outer((seen - one.mean[0]) / (variance + surrogate.noise_variance), cross)
-        expected = (after[:, grid.targets.mean.argmin()] - after.min(axis=1)).mean()  # the best now as control variate
+        error = surrogate.noise_variance + surrogate.run_variance * (one.inputs.run[0] < 0)  # a new run has an offset of its own
+        seen = draws[:, -1] + rng.normal(0, error**0.5, len(draws))
+        sd = np.sqrt(np.maximum(surrogate.variance(grid.targets) - cross**2 / (variance + error), 0.0))
+        after = grid.targets.mean + np.outer((seen - one.mean[0]) / (variance + error), cross) + caution * sd
+        now = grid.targets.mean + caution * np.sqrt(surrogate.variance(grid.targets))
+        best = now.argmin()
+        control = after[:, best] - (grid.targets.mean + caution * sd)[best]  # of mean zero: less scatter
+        expected = (now[best] - after.min(axis=1) + control).mean()
         assert gains[row] == pytest.approx(expected, rel=0.05, abs=2e-5)
+
+
+def test_near_the_end_a_full_run_of_the_best_is_worth_what_it_makes_sure() -> None:
+    objective = simulator()
+    records = _with_design(problem(objective), objective, spread_out(objective, {"20M": 6, "150M": 4}))
+    bold, careful = (problem(objective, strategy={"caution": caution}) for caution in (0.0, 1.0))
+    plain, averse = (build(posed, records, np.random.default_rng(0)) for posed in (bold, careful))
+    best = int(np.argmin(plain.there.mean + 2 * (~plain.allowed_cf[:, plain.is_target][:, 0])))  # of those not tested there
+    worth = [knowledge_gradient(grid, grid.basis)[best, grid.is_target].item() for grid in (plain, averse)]
+    assert worth[1] > 2 * worth[0]
+
+
+def test_a_continued_run_brings_its_offset_along() -> None:
+    objective = simulator(noise=0.001, run_noise=0.05)
+    posed = problem(objective)
+    records: list[Record] = []
+    for mixture in SPACE.corners():
+        for _ in range(5):  # training seeds
+            records.append(finish(objective, Suggestion(tuple(mixture.tolist()), "20M", 8000, flops=1.0), records))
+    surrogate, last = condition(posed, records), records[-1]
+    at = np.array([last.weights]), np.array([0]), np.array([8000.0])
+    anew, again = (surrogate.grid(*at, runs=np.array([run])) for run in (-1, last.number))
+    value = objective.metric.objective(last.curve[-1][1])
+    assert surrogate.run_variance > 10 * surrogate.noise_variance
+    assert abs(again.mean[0] - value) < abs(anew.mean[0] - value)
+    assert surrogate.variance(again)[0] < surrogate.variance(anew)[0]
+    assert surrogate.variance(again)[0] < 2 * surrogate.noise_variance
 
 
 def test_defect_3_a_fidelity_independent_of_the_target_is_worth_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +110,7 @@ def test_defect_3_a_fidelity_independent_of_the_target_is_worth_nothing(monkeypa
     kernel = grid.surrogate._kernel
     with torch.no_grad():
         kernel.theta[:, kernel.layout["fidelity_length"]] = np.log(0.01)  # no fidelity says anything about another
+        kernel.theta[:, kernel.layout["run"]] = np.log(1e-9)  # nor does a run, seen at both
     apart = type(grid.surrogate)(posed, *_data(posed, grid.records), _fitted(grid))
     reference = grid.mixtures[0]
     basis = apart.grid(grid.mixtures, grid.sizes, grid.steps, reference)

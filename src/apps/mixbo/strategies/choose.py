@@ -19,16 +19,9 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-def choose(grid: Grid, value_cf: Array, start_small: bool = True, idle: bool = False) -> Suggestion:
-    """The allowed candidate of the greatest value, by the start-small rules unless they are switched off; ``idle``: no value is worth it.
-
-    Where the baseline was tested at the target, another full run goes where the improvement over it is expected to be greatest: it is
-    an attempt at the answer, and is made for its own value as much as for what it tells.
-    """
-    tested = ~grid.allowed_cf[0] & grid.is_target
-    if start_small and tested.any():
-        value_cf = _with_attempts(grid, value_cf, tested)
-    for mask in _wishes(grid, value_cf, start_small, idle):
+def choose(grid: Grid, value_cf: Array, start_small: bool = True) -> Suggestion:
+    """The allowed candidate of the greatest value, by the start-small rules unless they are switched off."""
+    for mask in _wishes(grid, value_cf, start_small):
         if mask.any():
             return _suggestion(grid, value_cf, _best(value_cf, mask))
     if grid.allowed_cf.any():  # the rules leave nothing, as when a small table is used up: the cheapest there is
@@ -36,21 +29,12 @@ def choose(grid: Grid, value_cf: Array, start_small: bool = True, idle: bool = F
     raise ConfigError("no trial is left that was not tried: widen the fidelity grid or the table")
 
 
-def _with_attempts(grid: Grid, value_cf: Array, target: Mask) -> Array:
-    """The values, but of all full runs only the most promising attempt is left, with the greatest value of any."""
-    attempt = np.where(grid.allowed_cf[:, target].any(axis=1), improvement(grid), -np.inf)
-    values = value_cf.copy()
-    values[:, target] = -np.inf
-    values[np.argmax(attempt), target] = value_cf[:, target].max()
-    return values
-
-
 def improvement(grid: Grid) -> Array:
     """(C,): log expected improvement of each mixture over the baseline at the target."""
     return log_ei(grid.there.mean, np.sqrt(grid.surrogate.variance(grid.there)), 0.0)
 
 
-def _wishes(grid: Grid, value_cf: Array, start_small: bool, idle: bool) -> Iterator[Mask]:
+def _wishes(grid: Grid, value_cf: Array, start_small: bool) -> Iterator[Mask]:
     """Where to look, most wanted first.
 
     If the greatest value lies at a size that is still locked, the largest unlocked size is looked at instead: the rule delays large
@@ -62,7 +46,7 @@ def _wishes(grid: Grid, value_cf: Array, start_small: bool, idle: bool) -> Itera
         return
     open_sizes = unlocked(problem, records)
     eligible = grid.allowed_cf & open_sizes[grid.sizes] & (grid.added_cf <= allowance(problem, records) * (1 + 1e-9))
-    wanted = grid.allowed_cf & _restriction(grid, idle)
+    wanted = grid.allowed_cf & _restriction(grid)
     if wanted.any():
         largest = int(np.cumprod(open_sizes).sum()) - 1
         locked = grid.sizes[_best(value_cf, wanted)[1]] > largest
@@ -70,13 +54,12 @@ def _wishes(grid: Grid, value_cf: Array, start_small: bool, idle: bool) -> Itera
     yield eligible
 
 
-def _restriction(grid: Grid, idle: bool) -> Mask:
-    """(F,): the size that is held fixed, or the target when a full run of it is due, or everything."""
+def _restriction(grid: Grid) -> Mask:
+    """(F,): the size that is held fixed, or the target when a full run of it is due (and the answer was tested), or everything."""
     problem = grid.problem
     if problem.strategy.model_size is not None:
         return grid.sizes == problem.fidelities.index(problem.strategy.model_size)
-    affordable = problem.full_run <= allowance(problem, grid.records)
-    if owes_target(problem, grid.records) or (idle and affordable):
+    if owes_target(problem, grid.records):
         return grid.is_target
     return np.ones(len(grid.sizes), dtype=bool)
 
@@ -91,17 +74,17 @@ def _suggestion(grid: Grid, value_cf: Array, at: tuple[int, int]) -> Suggestion:
     problem, row = grid.problem, c * grid.shape[1] + f
     one, there = grid.basis[row : row + 1], grid.there[c : c + 1]
     variance = float(grid.surrogate.variance(one)[0])
-    full = grid.surrogate.basis(rows(problem, grid.mixtures[c : c + 1], int(grid.sizes[f]), float(grid.steps[f])))
     covariance = float(grid.surrogate.paired_covariance(one, there, np.zeros(1, dtype=np.int64))[0])
-    parent = int(grid.parent_cf[c, f])
+    parent, run = int(grid.parent_cf[c, f]), int(one.inputs.run[0])
+    itself = grid.surrogate.basis(rows(problem, grid.mixtures[c : c + 1], int(grid.sizes[f]), float(grid.steps[f]), float(run)))
     return Suggestion(
         weights=tuple(grid.mixtures[c].tolist()),
         model_size=problem.fidelities.sizes[int(grid.sizes[f])],
         steps=int(grid.steps[f]),
         continues=None if parent < 0 else parent,
         acquisition=float(value_cf[c, f]),
-        predicted_mean=float(full.mean[0]),
-        predicted_sd=float(grid.surrogate.variance(full)[0]) ** 0.5,
+        predicted_mean=float(itself.mean[0]),
+        predicted_sd=float(grid.surrogate.variance(itself)[0] + grid.surrogate.run_variance * (run < 0)) ** 0.5,
         rho=float(np.clip(covariance / (variance * grid.surrogate.variance(there)[0]) ** 0.5, -1, 1)),
         flops=float(grid.added_cf[c, f]),
     )

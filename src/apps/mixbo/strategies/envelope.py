@@ -22,13 +22,13 @@ def _gain_of_minimum(mean: Array, slopes: Array) -> Array:  # pragma: no cover (
         order = np.argsort(slope)
         top = -1
         for j in order:
-            height = -mean[j]
+            height = -mean[c, j]
             if top >= 0 and slope[j] - slope[kept[top]] <= 1e-14:  # parallel: the higher one stays
-                if height <= -mean[kept[top]]:
+                if height <= -mean[c, kept[top]]:
                     continue
                 top -= 1
             while top >= 0:
-                z = (-mean[kept[top]] - height) / (slope[j] - slope[kept[top]])
+                z = (-mean[c, kept[top]] - height) / (slope[j] - slope[kept[top]])
                 if top > 0 and z <= crossing[top]:
                     top -= 1
                     continue
@@ -36,7 +36,7 @@ def _gain_of_minimum(mean: Array, slopes: Array) -> Array:  # pragma: no cover (
             top += 1
             kept[top] = j
             if top > 0:
-                crossing[top] = (-mean[kept[top - 1]] - height) / (slope[j] - slope[kept[top - 1]])
+                crossing[top] = (-mean[c, kept[top - 1]] - height) / (slope[j] - slope[kept[top - 1]])
         total = 0.0
         for i in range(1, top + 1):
             z = -abs(crossing[i])
@@ -47,9 +47,9 @@ def _gain_of_minimum(mean: Array, slopes: Array) -> Array:  # pragma: no cover (
 
 
 def gain_of_minimum(mean: Array, slopes: Array) -> Array:
-    """``min_j m_j - E[min_j (m_j + s_cj Z)]`` for each row c, Z standard normal: exact, and never negative.
+    """``min_j m_cj - E[min_j (m_cj + s_cj Z)]`` for each row c, Z standard normal: exact, and never negative.
 
     Frazier, Powell and Dayanik 2009, algorithm 1: the lines that form the envelope, in order of slope, and one normal integral
-    per crossing. ``mean`` (M,), ``slopes`` (C, M); returns (C,).
+    per crossing. ``mean`` (M,) or (C, M), ``slopes`` (C, M); returns (C,).
     """
-    return _gain_of_minimum(np.ascontiguousarray(mean), np.ascontiguousarray(slopes))
+    return _gain_of_minimum(np.ascontiguousarray(np.broadcast_to(mean, slopes.shape)), np.ascontiguousarray(slopes))

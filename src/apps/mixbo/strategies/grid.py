@@ -98,10 +98,10 @@ def build(problem: Problem, records: Sequence[Record], rng: np.random.Generator,
         sizes = np.repeat(np.arange(len(fidelities.sizes)), len(fidelities.steps))
         steps = np.tile(np.array(fidelities.steps, dtype=float), len(fidelities.sizes))
     mixtures = _with_tested(problem, np.vstack([reference, pool[chosen]]), tested(records), surrogate)
-    added, parent, allowed = _trials(problem, records, mixtures, sizes, steps)
+    added, parent, run, allowed = trials(problem, records, mixtures, sizes, steps)
     return Grid(
         problem, records, surrogate, mixtures, sizes, steps,
-        basis=surrogate.grid(mixtures, sizes, steps, reference),
+        basis=surrogate.grid(mixtures, sizes, steps, reference, run.ravel()),
         there=surrogate.at_target(mixtures, reference),
         targets=surrogate.at_target(np.vstack([reference, pool[targets]]), reference),
         added_cf=added, parent_cf=parent, allowed_cf=allowed,
@@ -117,12 +117,12 @@ def _with_tested(problem: Problem, mixtures: Array, seen: Array, surrogate: Surr
     return mixtures[np.sort(first)]
 
 
-def _trials(
+def trials(
     problem: Problem, records: Sequence[Record], mixtures: Array, sizes: Ints, steps: Array
-) -> tuple[Array, Ints, NDArray[np.bool_]]:
-    """Added FLOPs, trial to continue (-1: none) and permission of every candidate, each (C, F)."""
+) -> tuple[Array, Ints, Ints, NDArray[np.bool_]]:
+    """Added FLOPs, trial to continue and the run it belongs to (-1: none), and permission of every candidate, each (C, F)."""
     shape = len(mixtures), len(sizes)
-    reached, parent, allowed = np.zeros(shape), np.full(shape, -1), np.ones(shape, dtype=bool)
+    reached, parent, number, allowed = np.zeros(shape), np.full(shape, -1), np.full(shape, -1), np.ones(shape, dtype=bool)
     for run, c in _among(mixtures, runs(records)):
         same_size = sizes == problem.fidelities.index(run.model_size)
         if run.running:
@@ -131,14 +131,14 @@ def _trials(
         allowed[c, same_size & (steps <= run.reached)] = False
         further = same_size & (steps > run.reached) & (run.reached > reached[c])
         if problem.cost.continuation:
-            reached[c, further], parent[c, further] = run.reached, run.last
+            reached[c, further], parent[c, further], number[c, further] = run.reached, run.last, run.numbers[0]
     for record, c in _among(mixtures, [record for record in records if record.status == "failed"]):
         allowed[c, sizes == problem.fidelities.index(record.model_size)] = False
     if problem.table is not None:
         for c, w in enumerate(mixtures):
             for f in range(shape[1]):
                 allowed[c, f] &= problem.available(w.tolist(), problem.fidelities.sizes[int(sizes[f])], int(steps[f]))
-    return flops(problem, sizes, steps, reached), parent, allowed
+    return flops(problem, sizes, steps, reached), parent, number, allowed
 
 
 def _among(mixtures: Array, tried: Sequence[Tried]) -> list[tuple[Tried, int]]:

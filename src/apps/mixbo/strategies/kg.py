@@ -1,4 +1,4 @@
-"""Knowledge gradient per cost over mixtures, sizes and steps."""
+"""Risk-averse knowledge gradient per cost over mixtures, sizes and steps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..baseline import caution
 from ..problem import Problem
 from ..records import Record, Suggestion
 from ..surrogate import Basis
@@ -18,14 +19,23 @@ Array = NDArray[np.float64]
 
 
 def knowledge_gradient(grid: Grid, basis: Basis) -> Array:
-    """(C, fidelities): how much the lowest posterior mean *at the target* is expected to fall if the last value of a candidate were known.
+    """(C, fidelities): how much better the *answer* is expected to be if the last value of a candidate were known.
 
-    Frazier, Powell and Dayanik 2009, over the target mixtures of the grid. An observation that tells nothing about the target is
-    worth nothing, whatever its own value. ``basis``: what is observed of the candidates, values or differences from the baseline.
+    Frazier, Powell and Dayanik 2009, over the target mixtures of the grid, but of the bound that the answer is chosen by: the lowest
+    of mean + ``caution`` sds. So a trial is worth what it moves the means, and what it makes sure: near the end of a search a full
+    run of the best mixture is worth most by the latter, of which the plain gradient knows nothing. An observation that tells nothing
+    about the target is worth nothing, whatever its own value. ``basis``: what is observed of the candidates, values or differences
+    from the baseline; a new run comes with an offset of its own.
     """
-    slopes = grid.surrogate.covariance(basis, grid.targets)
-    sd = np.sqrt(grid.surrogate.variance(basis) + grid.surrogate.noise_variance)
-    return gain_of_minimum(grid.targets.mean, slopes / sd[:, None]).reshape(len(grid.mixtures), -1)
+    surrogate, targets = grid.surrogate, grid.targets
+    fresh = basis.inputs.run < 0
+    observed = surrogate.variance(basis) + surrogate.run_variance * fresh + surrogate.noise_variance
+    slopes = surrogate.covariance(basis, targets) / np.sqrt(observed)[:, None]
+    sds = caution(grid.problem, surrogate, grid.records)
+    before = surrogate.variance(targets)
+    bounds = targets.mean + sds * np.sqrt(np.maximum(before - slopes**2, 0.0))
+    gains = (targets.mean + sds * np.sqrt(before)).min() - bounds.min(axis=1) + gain_of_minimum(bounds, slopes)
+    return np.maximum(gains, 0.0).reshape(len(grid.mixtures), -1)
 
 
 def kg(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
@@ -41,5 +51,4 @@ def kg(problem: Problem, records: Sequence[Record], rng: np.random.Generator) ->
     if there.any():
         values = grid.surrogate.grid(grid.mixtures, grid.sizes[there], grid.steps[there])
         alone[:, there] = knowledge_gradient(grid, values) / grid.price(grid.added_cf[:, there])
-    value = grid.with_baseline(paired, alone)
-    return choose(grid, value, idle=bool(value[grid.allowed_cf].max(initial=0.0) < problem.surrogate.noise_floor))
+    return choose(grid, grid.with_baseline(paired, alone))
