@@ -16,9 +16,10 @@ from src.apps.mixbo.objectives.simulator import Simulator
 from src.apps.mixbo.options import SimulatorConfig, SpaceConfig
 from src.apps.mixbo.problem import Fidelities, Metric, Problem
 from src.apps.mixbo.recommend import recommend
-from src.apps.mixbo.records import Record, runs, same, spent
+from src.apps.mixbo.records import Record, Suggestion, runs, same, spent
 from src.apps.mixbo.space import MixtureSpace
 from src.apps.mixbo.strategies import REGISTRY, lookup
+from src.apps.mixbo.strategies.confirm import confirm
 from src.apps.mixbo.strategies.hyperband import brackets
 from src.apps.mixbo.suggest import suggest
 from src.nanollama.config import ConfigError
@@ -126,14 +127,48 @@ def test_a_size_held_fixed_is_the_only_one_after_the_design() -> None:
         problem(objective, strategy={"model_size": "7B"})
 
 
-def test_half_of_the_compute_goes_to_the_target_once_it_can_be_paid() -> None:
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_a_share_of_the_compute_goes_to_full_runs_once_they_can_be_paid(share: float) -> None:
     objective = simulator()
-    posed = problem(objective)
+    posed = problem(objective, strategy={"confirm": share})
     records = study(posed, objective, 32)
     there = sum(record.flops for record in records if record.model_size == "1B" and record.steps == 8000)
     assert spent(records) > 2 * posed.full_run
-    assert there >= 0.5 * spent(records) - posed.full_run
+    assert there >= share * spent(records) - posed.full_run
     assert not owes_target(posed, records[:5])
+
+
+def test_a_due_full_run_is_of_the_baseline_and_then_of_the_answer() -> None:
+    objective = simulator(optimum=(0.3, 0.1, 0.6), noise=0.0005, r_size=0.95, r_step=0.95)
+    posed = problem(objective, cost={"growth": 1e6}, strategy={"confirm": 1.0, "caution": 0.0})
+    records = study(posed, objective, 11)  # the design
+    records += [replace(record, number=11 + record.number) for record in spread_out(objective, {"20M": 6, "150M": 6})]
+    first = suggest(posed, records, 0, len(records))
+    assert (first.model_size, first.steps) == ("1B", 8000)
+    assert same(first.weights, best_anchor(posed, records))  # type: ignore[arg-type]
+    records.append(finish(objective, first, records))
+
+    answer = recommend(posed, records)
+    assert answer is not None and not answer.tested
+    second = suggest(posed, records, 0, len(records))
+    assert (second.model_size, second.steps, second.continues) == ("1B", 8000, None)
+    assert same(second.weights, answer.weights) and second.predicted_sd
+    records.append(finish(objective, second, records))
+    assert not same(suggest(posed, records, 0, len(records)).weights, second.weights)
+
+
+def test_a_due_full_run_continues_what_there_is() -> None:
+    objective = simulator()
+    posed = problem(objective, cost={"growth": 1e6}, strategy={"confirm": 1.0})
+    records = study(posed, objective, 11)
+    records += [replace(record, number=11 + record.number) for record in spread_out(objective, {"150M": 4})]
+    answer = recommend(posed, records)
+    assert answer is not None
+    half = Suggestion(answer.baseline, "1B", 4000, flops=objective.flops_per_step[2] * 4000)
+    records.append(finish(objective, half, records))
+    asked = confirm(posed, records)
+    assert asked is not None
+    assert same(asked.weights, half.weights) and asked.continues == records[-1].number and asked.flops == half.flops
 
 
 @pytest.mark.parametrize("name", ["kg", "ei_cost", "thompson"])
