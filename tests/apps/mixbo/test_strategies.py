@@ -11,12 +11,12 @@ from studies import FIDELITIES, SPACE, finish, problem, simulator, spread_out, s
 from src.apps.mixbo import surrogate
 from src.apps.mixbo.baseline import best_anchor
 from src.apps.mixbo.cost import allowance, charged, flops, owes_target, unlocked
-from src.apps.mixbo.design import initial_design
+from src.apps.mixbo.design import initial_design, start
 from src.apps.mixbo.objectives.simulator import Simulator
 from src.apps.mixbo.options import SimulatorConfig, SpaceConfig
 from src.apps.mixbo.problem import Fidelities, Metric, Problem
 from src.apps.mixbo.recommend import recommend
-from src.apps.mixbo.records import Record, Suggestion, runs, same, spent
+from src.apps.mixbo.records import Record, Status, Suggestion, runs, same, spent
 from src.apps.mixbo.space import MixtureSpace
 from src.apps.mixbo.strategies import REGISTRY, lookup
 from src.apps.mixbo.strategies.confirm import confirm
@@ -155,6 +155,18 @@ def test_a_due_full_run_is_of_the_baseline_and_then_of_the_answer() -> None:
     assert same(second.weights, answer.weights) and second.predicted_sd
     records.append(finish(objective, second, records))
     assert not same(suggest(posed, records, 0, len(records)).weights, second.weights)
+
+
+def test_nothing_is_confirmed_while_nothing_is_known() -> None:
+    """One size, and every trial of the design still running or failed."""
+    objective = Simulator(SimulatorConfig(amplitude=0.02), SPACE, Fidelities(("1B",), (1e9,), (2000, 8000)))
+    posed = problem(objective, strategy={"confirm": 1.0})
+    records: list[Record] = []
+    while (first := start(posed, records, 0)) is not None:
+        status: Status = "running" if len(records) % 2 else "failed"
+        records.append(Record(len(records), first.weights, "1B", first.steps, status, (), first.flops))
+    assert owes_target(posed, records)
+    assert suggest(posed, records, 0, len(records)).model_size == "1B"
 
 
 def test_a_due_full_run_continues_what_there_is() -> None:
