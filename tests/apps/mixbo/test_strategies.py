@@ -185,7 +185,6 @@ def test_a_due_full_run_continues_what_there_is() -> None:
 
 @pytest.mark.parametrize("name", ["kg", "ei_cost", "thompson"])
 def test_full_runs_go_to_the_best_anchor_then_where_small_models_point(name: str) -> None:
-    """Not to arbitrary mixtures, though the knowledge gradient of every full run is about nothing."""
     objective = simulator(optimum=(0.3, 0.1, 0.6), noise=0.0005, r_size=0.95, r_step=0.95)
     posed = problem(objective, strategy={"name": name}, cost={"growth": 1e6})
     records = study(posed, objective, 11)  # the design
