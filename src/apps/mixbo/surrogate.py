@@ -105,6 +105,10 @@ class Surrogate:
             each = (prior - basis.half.square().sum(dim=-2)).clamp_min(1e-12)
             return self._spread * (self._weights.square() @ each).numpy()
 
+    def variance_of_run(self, basis: Basis) -> Array:
+        """``variance`` of what a run there would show but for the noise of one evaluation: a new run brings an offset of its own."""
+        return self.variance(basis) + self.run_variance * (basis.inputs.run < 0)
+
     def covariance(self, a: Basis, b: Basis) -> Array:
         """(q, p) posterior covariance of the noise-free objective, or of differences from a reference."""
         with torch.no_grad():

@@ -18,7 +18,7 @@ from studies import SPACE, finish, problem, rescaled, simulator, spread_out, stu
 
 from src.apps.mixbo import priors
 from src.apps.mixbo.records import Record, Suggestion
-from src.apps.mixbo.strategies.choose import improvement
+from src.apps.mixbo.strategies.ei import improvement
 from src.apps.mixbo.strategies.envelope import gain_of_minimum
 from src.apps.mixbo.strategies.grid import build
 from src.apps.mixbo.strategies.improvement import log_ei

@@ -64,7 +64,7 @@ def leave_one_out(sweep: Sweep) -> list[Prediction]:
         size = problem.fidelities.index(record.model_size)
         step, values = record.curve[-1]
         basis = surrogate.basis(rows(problem, np.array(record.weights), size, float(step)))
-        sd = float(surrogate.variance(basis)[0] + surrogate.run_variance + surrogate.noise_variance) ** 0.5
+        sd = float(surrogate.variance_of_run(basis)[0] + surrogate.noise_variance) ** 0.5
         observed = sweep.own(float(problem.metric.objective(values)))
         found.append(Prediction(record.number, record.model_size, sweep.own(float(basis.mean[0])), sd, observed))
     return found

@@ -13,7 +13,6 @@ from ..cost import allowance, owes_target, unlocked
 from ..observations import rows
 from ..records import Suggestion
 from .grid import Grid
-from .improvement import log_ei
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -27,11 +26,6 @@ def choose(grid: Grid, value_cf: Array, start_small: bool = True) -> Suggestion:
     if grid.allowed_cf.any():  # the rules leave nothing, as when a small table is used up: the cheapest there is
         return _suggestion(grid, value_cf, _best(-grid.added_cf, grid.allowed_cf))
     raise ConfigError("no trial is left that was not tried: widen the fidelity grid or the table")
-
-
-def improvement(grid: Grid) -> Array:
-    """(C,): log expected improvement of each mixture over the baseline at the target."""
-    return log_ei(grid.there.mean, np.sqrt(grid.surrogate.variance(grid.there)), 0.0)
 
 
 def _wishes(grid: Grid, value_cf: Array, start_small: bool) -> Iterator[Mask]:
@@ -75,8 +69,8 @@ def _suggestion(grid: Grid, value_cf: Array, at: tuple[int, int]) -> Suggestion:
     one, there = grid.basis[row : row + 1], grid.there[c : c + 1]
     variance = float(grid.surrogate.variance(one)[0])
     covariance = float(grid.surrogate.paired_covariance(one, there, np.zeros(1, dtype=np.int64))[0])
-    parent, run = int(grid.parent_cf[c, f]), int(one.inputs.run[0])
-    itself = grid.surrogate.basis(rows(problem, grid.mixtures[c : c + 1], int(grid.sizes[f]), float(grid.steps[f]), float(run)))
+    parent, run = int(grid.parent_cf[c, f]), float(one.inputs.run[0])
+    itself = grid.surrogate.basis(rows(problem, grid.mixtures[c : c + 1], int(grid.sizes[f]), float(grid.steps[f]), run))
     return Suggestion(
         weights=tuple(grid.mixtures[c].tolist()),
         model_size=problem.fidelities.sizes[int(grid.sizes[f])],
@@ -84,7 +78,7 @@ def _suggestion(grid: Grid, value_cf: Array, at: tuple[int, int]) -> Suggestion:
         continues=None if parent < 0 else parent,
         acquisition=float(value_cf[c, f]),
         predicted_mean=float(itself.mean[0]),
-        predicted_sd=float(grid.surrogate.variance(itself)[0] + grid.surrogate.run_variance * (run < 0)) ** 0.5,
+        predicted_sd=float(grid.surrogate.variance_of_run(itself)[0]) ** 0.5,
         rho=float(np.clip(covariance / (variance * grid.surrogate.variance(there)[0]) ** 0.5, -1, 1)),
         flops=float(grid.added_cf[c, f]),
     )

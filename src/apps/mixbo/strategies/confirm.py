@@ -28,16 +28,16 @@ def confirm(problem: Problem, records: Sequence[Record]) -> Suggestion | None:
     size, step = problem.fidelities.target
     for weights in (answer.baseline, answer.weights):
         at = np.array([weights]), np.array([size]), np.array([float(step)])
-        added, parent, _, allowed = trials(problem, records, *at)
+        added, parent, run, allowed = trials(problem, records, *at)
         if allowed.item():
-            basis = surrogate.at_target(at[0])
+            basis = surrogate.grid(*at, runs=run.ravel())
             return Suggestion(
                 weights=weights,
                 model_size=answer.model_size,
                 steps=step,
                 continues=None if parent.item() < 0 else int(parent.item()),
                 predicted_mean=float(basis.mean[0]),
-                predicted_sd=float(surrogate.variance(basis)[0] + surrogate.run_variance) ** 0.5,
+                predicted_sd=float(surrogate.variance_of_run(basis)[0]) ** 0.5,
                 rho=1.0,
                 flops=float(added.item()),
             )

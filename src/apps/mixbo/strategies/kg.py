@@ -28,8 +28,7 @@ def knowledge_gradient(grid: Grid, basis: Basis) -> Array:
     from the baseline; a new run comes with an offset of its own.
     """
     surrogate, targets = grid.surrogate, grid.targets
-    fresh = basis.inputs.run < 0
-    observed = surrogate.variance(basis) + surrogate.run_variance * fresh + surrogate.noise_variance
+    observed = surrogate.variance_of_run(basis) + surrogate.noise_variance
     slopes = surrogate.covariance(basis, targets) / np.sqrt(observed)[:, None]
     sds = caution(grid.problem, surrogate, grid.records)
     before = surrogate.variance(targets)
