@@ -52,7 +52,7 @@ def test_never_worse_than_what_was_tested_at_the_target(seed: int) -> None:
     assert objective.regret(answer.weights) <= min(there) + 0.001
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, 3])
 def test_another_mixture_than_the_baseline_is_better_by_the_caution_and_by_four_times_that_before_any_full_run(seed: int) -> None:
     objective = simulator(seed=seed, noise=0.002)
     posed = problem(objective)
@@ -64,7 +64,7 @@ def test_another_mixture_than_the_baseline_is_better_by_the_caution_and_by_four_
         if not same(answer.weights, answer.baseline):
             moved.add(ran)
             assert answer.gain >= (1 if ran else 4) * posed.strategy.caution * answer.gain_sd
-    assert moved
+    assert moved == {False, True}
 
 
 def test_the_best_anchor_is_the_fallback_until_the_target_was_seen() -> None:
