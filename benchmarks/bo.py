@@ -134,8 +134,8 @@ def cached(
 
 
 def quantiles(values: list[float]) -> list[float]:
-    """Median and quartiles."""
-    return [float(q) for q in np.quantile(values, (0.5, 0.25, 0.75), method="nearest")]
+    """Median, and of the values those nearest to the quartiles; infinite ones (never arrived) count as they are."""
+    return [statistics.median(values), *(float(q) for q in np.quantile(values, (0.25, 0.75), method="nearest"))]
 
 
 def report(title: str, strategy: str, studies: list[Study], gap: float, budget: float) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from src.apps.mixbo.recommend import recommend
 from src.apps.mixbo.records import Record, Status, Suggestion, runs, same, spent
 from src.apps.mixbo.space import MixtureSpace
 from src.apps.mixbo.strategies import REGISTRY, lookup
+from src.apps.mixbo.strategies.choose import choose
 from src.apps.mixbo.strategies.confirm import confirm
+from src.apps.mixbo.strategies.grid import build
 from src.apps.mixbo.strategies.hyperband import brackets
 from src.apps.mixbo.suggest import suggest
 from src.nanollama.config import ConfigError
@@ -66,6 +68,21 @@ def test_a_size_is_unlocked_by_results_below_it_and_the_first_trial_is_cheap() -
     assert allowance(posed, records) == pytest.approx(spent(records) + 2 * posed.cost.overhead * posed.full_run)
 
 
+@pytest.mark.parametrize(("long", "short", "steps"), [(0.5, 0.3, 2000), (0.99, 0.3, 8000)])
+@pytest.mark.parametrize("log", [False, True])
+def test_a_trial_that_delays_a_better_one_is_as_short_as_it_pays(long: float, short: float, steps: int, log: bool) -> None:
+    objective = simulator()
+    posed = problem(objective, cost={"unlock": 2})
+    grid = build(posed, spread_out(objective, {"20M": 4, "150M": 1}), np.random.default_rng(0))
+    value = np.full(grid.shape, 0.1)  # gain by cost; as a rate, the longer of two 150M runs is the better one
+    value[:, grid.sizes == 2], value[:, grid.sizes == 0] = 1.0, 0.9
+    value[:, (grid.sizes == 1) & (grid.steps == 8000)], value[:, (grid.sizes == 1) & (grid.steps == 2000)] = long, short
+    asked = choose(grid, np.log(value) if log else value, log=log)
+    assert (asked.model_size, asked.steps) == ("150M", steps)
+    without = np.where(grid.sizes == 2, 0.0, value)  # nothing locked is wanted
+    assert choose(grid, np.log(without + 1e-30) if log else without, log=log).model_size == ("20M" if long < 0.9 else "150M")
+
+
 def test_a_trial_is_charged_what_it_adds() -> None:
     objective = simulator()
     posed = problem(objective, cost={"overhead": 0.02})
@@ -84,8 +101,6 @@ def test_continuation_is_offered_only_where_it_is_allowed() -> None:
     w = (0.2, 0.3, 0.5)
     half = Record(0, w, "20M", 4000, "ok", tuple(objective.observe(w, "20M", [2000, 4000], 0)), 1e17)
     others = [replace(record, number=record.number + 1) for record in spread_out(objective, {"20M": 4, "150M": 3})]
-    from src.apps.mixbo.strategies.grid import build
-
     for allowed in (True, False):
         posed = problem(objective, cost={"continuation": allowed}, strategy={"candidates": 40})
         grid = build(posed, [half, *others], np.random.default_rng(0))

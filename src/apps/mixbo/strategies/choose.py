@@ -18,34 +18,47 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-def choose(grid: Grid, value_cf: Array, start_small: bool = True) -> Suggestion:
-    """The allowed candidate of the greatest value, by the start-small rules unless they are switched off."""
-    for mask in _wishes(grid, value_cf, start_small):
+def choose(grid: Grid, value_cf: Array, start_small: bool = True, log: bool = False) -> Suggestion:
+    """The allowed candidate of the greatest value (gain by cost, or its ``log``), by the start-small rules unless they are switched off."""
+    for score_cf, mask in _wishes(grid, value_cf, start_small, log):
         if mask.any():
-            return _suggestion(grid, value_cf, _best(value_cf, mask))
+            return _suggestion(grid, value_cf, _best(score_cf, mask))
     if grid.allowed_cf.any():  # the rules leave nothing, as when a small table is used up: the cheapest there is
         return _suggestion(grid, value_cf, _best(-grid.added_cf, grid.allowed_cf))
     raise ConfigError("no trial is left that was not tried: widen the fidelity grid or the table")
 
 
-def _wishes(grid: Grid, value_cf: Array, start_small: bool) -> Iterator[Mask]:
-    """Where to look, most wanted first.
+def _wishes(grid: Grid, value_cf: Array, start_small: bool, log: bool) -> Iterator[tuple[Array, Mask]]:
+    """What is wanted most first: a score, and the candidates among which it decides.
 
     If the greatest value lies at a size that is still locked, the largest unlocked size is looked at instead: the rule delays large
     runs, and a search that would rather stay small must not keep them locked for ever.
     """
     problem, records = grid.problem, grid.records
     if not start_small:
-        yield grid.allowed_cf
+        yield value_cf, grid.allowed_cf
         return
     open_sizes = unlocked(problem, records)
     eligible = grid.allowed_cf & open_sizes[grid.sizes] & (grid.added_cf <= allowance(problem, records) * (1 + 1e-9))
     wanted = grid.allowed_cf & _restriction(grid)
     if wanted.any():
         largest = int(np.cumprod(open_sizes).sum()) - 1
-        locked = grid.sizes[_best(value_cf, wanted)[1]] > largest
-        yield eligible & (grid.sizes == largest) if locked else eligible & wanted
-    yield eligible
+        aim = _best(value_cf, wanted)
+        if grid.sizes[aim[1]] > largest:
+            yield _net_gain(grid, value_cf, float(value_cf[aim]), log), eligible & (grid.sizes == largest)
+        else:
+            yield value_cf, eligible & wanted
+    yield value_cf, eligible
+
+
+def _net_gain(grid: Grid, value_cf: Array, aim: float, log: bool) -> Array:
+    """(C, F): gain of a trial less what its cost would bring if spent at the rate of the ``aim`` it delays, in units of that rate.
+
+    A trial that only has to come before another is paid for by the other's delay: by gain per cost alone it would be a full run.
+    """
+    with np.errstate(over="ignore"):
+        rate = np.exp(value_cf - max(aim, np.finfo(float).min)) if log else value_cf / max(aim, np.finfo(float).tiny)
+    return grid.price(grid.added_cf) * (rate - 1.0)
 
 
 def _restriction(grid: Grid) -> Mask:

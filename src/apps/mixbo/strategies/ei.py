@@ -31,7 +31,7 @@ def ei(problem: Problem, records: Sequence[Record], rng: np.random.Generator) ->
     if first is not None:
         return full_run(problem, first[0], problem.fidelities.target[0])
     grid = build(problem, records, rng, only_target=True)
-    return choose(grid, improvement(grid)[:, None], start_small=False)
+    return choose(grid, improvement(grid)[:, None], start_small=False, log=True)
 
 
 def ei_per_flop(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
@@ -43,7 +43,7 @@ def ei_per_flop(problem: Problem, records: Sequence[Record], rng: np.random.Gene
     grid = build(problem, records, rng)
     here = grid.surrogate.grid(grid.mixtures, grid.sizes, grid.steps)
     value = log_ei(here.mean, np.sqrt(grid.surrogate.variance(here)), float(here.mean.min())).reshape(grid.shape)
-    return choose(grid, value - np.log(grid.price(grid.added_cf)))
+    return choose(grid, value - np.log(grid.price(grid.added_cf)), log=True)
 
 
 def ei_cost(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
@@ -54,4 +54,4 @@ def ei_cost(problem: Problem, records: Sequence[Record], rng: np.random.Generato
     grid = build(problem, records, rng)
     rho = np.maximum(np.abs(grid.rho_cf()), 1e-12)
     value = improvement(grid)[:, None] + np.log(rho) - np.log(grid.price(grid.added_cf + grid.baseline_f))
-    return choose(grid, grid.with_baseline(value, -np.inf))
+    return choose(grid, grid.with_baseline(value, -np.inf), log=True)
