@@ -96,10 +96,10 @@ class Inputs:
 class SurrogateKernel(Kernel):
     """Trend + level + mixture part + run offset. The mixture part is one of
 
-    - ``lmc``: a linear model of coregionalisation, ``g(x) g(x') [(l_1(x) l_1(x') + sigma^2 k_x(x, x')) k_1(w, w') + (l_2(x) l_2(x') +
-      d(x, x')) k_2(w, w')]``, x = (s, t), with signed loadings ``l_r``, linear in x; ``l_2`` vanishes at the target; ``d`` is the
+    - ``lmc``: a linear model of coregionalisation, ``g(x) g(x') [(l_1(x) l_1(x') + sigma^2 k_x(x, x') + d(x, x')) k_1(w, w') +
+      l_2(x) l_2(x') k_2(w, w')]``, x = (s, t), with signed loadings ``l_r``, linear in x; ``l_2`` vanishes at the target; ``d`` is the
       discrepancy of each size from what a smooth trend in size would make of the others (Kennedy and O'Hagan 2000), a fixed share of the
-      variance; ``g`` is how the effect of the mixture grows with size and step;
+      effect's variance; ``g`` is how the effect of the mixture grows with size and step;
     - ``product``: ``k(w, w') k_x(x, x')``;
     - ``joint``: one Matern over all of (w, x) (with ``flops``, x is log FLOPs only: the caller sets s = log FLOPs and t = 1).
 
@@ -192,7 +192,7 @@ class SurrogateKernel(Kernel):
         if self.options.kernel == "lmc":
             common = self._part("common")[..., 0]
             first, second = free + self._loading("drift", common, f1, f2), self._loading("loading_2", 0.0, f1, f2)
-            return shared, torch.stack((first, second + self._discrepancy(f1, f2))) * self._growth(f1, f2)
+            return shared, torch.stack((first + self._discrepancy(f1, f2), second)) * self._growth(f1, f2)
         return shared, (free if self.options.kernel == "product" else square)[None]
 
     def _discrepancy(self, f1: Tensor, f2: Tensor) -> Tensor:

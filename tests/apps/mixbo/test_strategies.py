@@ -136,8 +136,8 @@ def test_a_size_held_fixed_is_the_only_one_after_the_design() -> None:
     objective = simulator()
     posed = problem(objective, strategy={"model_size": "150M"})
     records = study(posed, objective, 22)
-    last = records[-7:]
-    assert {record.model_size for record in last} == {"150M"} and len({record.steps for record in last}) > 1
+    chosen = records[11:]  # after the design
+    assert {record.model_size for record in chosen} == {"150M"} and len({record.steps for record in chosen}) > 1
     with pytest.raises(ConfigError, match="7B"):
         problem(objective, strategy={"model_size": "7B"})
 
@@ -247,7 +247,7 @@ def test_random_is_uniform_on_the_simplex_and_at_the_target() -> None:
 
 
 def test_plain_ei_per_flop_never_learns_from_small_models() -> None:
-    objective = simulator()
+    objective = simulator(r_size=0.95)
     records = spread_out(objective, {"20M": 4, "150M": 2, "1B": 1})
     posed = problem(objective, strategy={"name": "ei_per_flop"}, cost={"growth": 1e6})
     strategy = lookup("ei_per_flop")
