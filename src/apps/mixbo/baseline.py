@@ -12,7 +12,7 @@ from .records import Record, same
 from .surrogate import Surrogate
 
 Array = NDArray[np.float64]
-UNTESTED = 2  # times as cautious while nothing was tested at the target: all that is said of it is extrapolated
+UNTESTED = 4  # times as cautious while nothing was tested at the target: all that is said of it is extrapolated
 
 
 def tested(records: Sequence[Record]) -> Array:

@@ -72,7 +72,7 @@ class StrategyConfig:
     targets: Positive = 96  # mixtures at the target over which the knowledge gradient takes its minimum
     confirm: Fraction = 0.25  # least share of the FLOPs for full runs of the largest model: beliefs are put to the test
     eta: Positive = 3  # hyperband
-    caution: Rate = 0.5  # sds by which a mixture must beat the baseline to be recommended; twice that before any full run
+    caution: Rate = 0.5  # sds by which a mixture must beat the baseline to be recommended; four times that before any full run
 
 
 @config

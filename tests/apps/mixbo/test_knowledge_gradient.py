@@ -16,6 +16,7 @@ from studies import SPACE, finish, problem, rescaled, simulator, spread_out, stu
 
 from src.apps.mixbo import priors
 from src.apps.mixbo.records import Record, Suggestion
+from src.apps.mixbo.strategies import kg as kg_module
 from src.apps.mixbo.strategies.ei import improvement
 from src.apps.mixbo.strategies.envelope import gain_of_minimum
 from src.apps.mixbo.strategies.grid import build
@@ -102,6 +103,27 @@ def test_a_continued_run_brings_its_offset_along() -> None:
     assert abs(again.mean[0] - value) < abs(anew.mean[0] - value)
     assert surrogate.variance(again)[0] < surrogate.variance(anew)[0]
     assert surrogate.variance(again)[0] < 2 * surrogate.noise_variance
+
+
+def test_kg_values_a_continued_run_with_its_offset_where_the_baseline_is_missing() -> None:
+    objective = simulator(noise=0.001, run_noise=0.05, r_size=0.9)
+    posed = problem(objective, strategy={"candidates": 40})  # a quarter of them are kept for mixtures already tried
+    records = [record for record in _with_design(posed, objective, []) if record.model_size != "1B"]
+    for weights in ((0.6, 0.1, 0.3), (0.45, 0.05, 0.5)):
+        records.append(finish(objective, Suggestion(weights, "1B", 2000, flops=1.0), records))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kg_module, "choose", lambda grid, value_cf: (grid, value_cf))
+        grid, value = kg_module.kg(posed, records, np.random.default_rng(0))
+    c = int(np.abs(grid.mixtures - weights).sum(axis=1).argmin())
+    f = int(np.flatnonzero((grid.sizes == 2) & (grid.steps == 4000))[0])
+    run = int(grid.basis.inputs.run.reshape(grid.shape)[c, f])
+    assert run == records[-1].number and grid.baseline_f[f] > 0
+    at = grid.mixtures[c : c + 1], grid.sizes[f : f + 1], grid.steps[f : f + 1]
+    one = replace(grid, mixtures=at[0], added_cf=grid.added_cf[c : c + 1, f : f + 1])
+    bases = [grid.surrogate.grid(*at, runs=np.array([number])) for number in (run, -1)]
+    with_offset, without = (knowledge_gradient(one, basis).item() / grid.price(grid.added_cf[c, f]) for basis in bases)
+    assert abs(with_offset - without) > 0.05 * with_offset
+    assert value[c, f] == pytest.approx(with_offset, rel=1e-6)
 
 
 def test_defect_3_a_fidelity_independent_of_the_target_is_worth_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,18 +52,19 @@ def test_never_worse_than_what_was_tested_at_the_target(seed: int) -> None:
     assert objective.regret(answer.weights) <= min(there) + 0.001
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-def test_another_mixture_than_the_baseline_is_better_by_the_caution_and_by_twice_that_before_any_full_run(seed: int) -> None:
-    objective = simulator(seed=seed, noise=0.002)
-    posed = problem(objective)
-    records, moved = study(posed, objective, 20, seed), set()
-    for count in range(6, len(records) + 1):
-        answer = recommend(posed, records[:count])
-        assert answer is not None
-        ran = any(r.model_size == "1B" and r.steps == 8000 for r in records[:count])
-        if not same(answer.weights, answer.baseline):
-            moved.add(ran)
-            assert answer.gain >= (1 if ran else 2) * posed.strategy.caution * answer.gain_sd
+def test_another_mixture_than_the_baseline_is_better_by_the_caution_and_by_four_times_that_before_any_full_run() -> None:
+    moved = set()
+    for seed in (0, 3):
+        objective = simulator(seed=seed, noise=0.002)
+        posed = problem(objective)
+        records = study(posed, objective, 20, seed)
+        for count in range(6, len(records) + 1):
+            answer = recommend(posed, records[:count])
+            assert answer is not None
+            ran = any(r.model_size == "1B" and r.steps == 8000 for r in records[:count])
+            if not same(answer.weights, answer.baseline):
+                moved.add(ran)
+                assert answer.gain >= (1 if ran else 4) * posed.strategy.caution * answer.gain_sd
     assert moved == {False, True}
 
 

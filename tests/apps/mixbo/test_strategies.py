@@ -134,7 +134,7 @@ def test_the_design_compares_the_same_mixtures_at_two_sizes() -> None:
 
 def test_a_size_held_fixed_is_the_only_one_after_the_design() -> None:
     objective = simulator()
-    posed = problem(objective, strategy={"model_size": "150M"})
+    posed = problem(objective, strategy={"model_size": "150M"}, cost={"overhead": 0.0})  # else only full runs are worth their launch
     records = study(posed, objective, 22)
     chosen = records[11:]  # after the design
     assert {record.model_size for record in chosen} == {"150M"} and len({record.steps for record in chosen}) > 1

@@ -17,11 +17,26 @@ from studies import FIDELITIES, problem, simulator, spread_out
 from src.apps.mixbo.fitting import fit, log_posterior, scaling
 from src.apps.mixbo.kernels import Inputs, SurrogateKernel
 from src.apps.mixbo.observations import observations, rows
+from src.apps.mixbo.priors import DISCREPANCY, DISCREPANCY_LENGTH
 from src.apps.mixbo.records import Record, runs
 from src.apps.mixbo.surrogate import Surrogate, arrays, condition
 
 KERNELS = ("lmc", "product", "joint", "flops")
 MIXTURES = np.random.default_rng(5).dirichlet(np.ones(3), 6)
+
+
+@pytest.mark.parametrize("length_2", [0.3, 1.0, 100.0])
+def test_no_length_of_the_second_function_evades_what_each_size_has_of_its_own(length_2: float) -> None:
+    kernel = SurrogateKernel(3, 1, problem(simulator()).surrogate)
+    for name, value in (("length_2", np.log(length_2)), ("fidelity_length", 7.0), ("common", 0.0), ("loading_2", 0.0)):
+        kernel.theta.data[:, kernel.layout[name]] = float(value)  # all else is the same at every size
+    mixtures = torch.as_tensor(MIXTURES[:2])
+    below, target = (Inputs.product(mixtures, torch.tensor([[size, 1.0]], dtype=torch.float64)) for size in (0.8, 1.0))
+    less = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    pairs = (below, below), (below, target), (target, target)
+    at, across, there = (float(less @ kernel.covariance(a, b)[0].detach() @ less) for a, b in pairs)
+    correlation = (1 + DISCREPANCY * np.exp(-0.2 / DISCREPANCY_LENGTH)) / (1 + DISCREPANCY)
+    assert across / (at * there) ** 0.5 == pytest.approx(correlation, rel=1e-4)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

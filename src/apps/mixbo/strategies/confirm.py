@@ -21,7 +21,7 @@ def confirm(problem: Problem, records: Sequence[Record]) -> Suggestion | None:
     """
     if problem.strategy.model_size is not None or not owes_target(problem, records) or not unlocked(problem, records)[-1]:
         return None
-    answer = recommend(problem, records)
+    answer = recommend(problem, records, problem.strategy.caution)  # no more caution before the first: a step too short tests nothing
     if answer is None:  # with one size nothing need have ended before a full run is due
         return None
     surrogate = condition(problem, records)
