@@ -39,7 +39,7 @@ LOADING_2 = Prior(0.0, 0.3, start=0.05)
 # Variance of what each size has of its own, as a share of the mixture effect's, and as smooth over mixtures. Fixed: below the target
 # nothing can teach it, and without it intervals of differences at the target were far too narrow and knowledge gradients fell to 1e-90.
 # Synthetic problems, geometric mean of the regret at 3 and 5 full runs: .0090 and .0056 with .1, .0071 and .0047 with .2, .0063 and .0044
-# with .4, the same from 8 on; with .4 the emulator's large models are bought late.
+# with .4, the same from 8 on.
 DISCREPANCY = 0.2
 DISCREPANCY_LENGTH = 0.5  # in scaled log size: sizes a quarter of the range apart share .6 of it
 LEVEL = Prior(log(0.3), 1.0)  # sd of the departure from the trend that all mixtures share (a learning curve is not a line in log step)
