@@ -16,6 +16,9 @@ from .kernels import Inputs, SurrogateKernel
 from .options import SurrogateConfig
 
 Array = NDArray[np.float64]
+# Loss in nats where the covariance has no factor: the line search turns back. From a number near overflow it could not, and the fit ended
+# where it began, without a word.
+SINGULAR = 1e8
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity
@@ -80,7 +83,6 @@ def log_posterior(kernel: SurrogateKernel, x: Inputs, y: Tensor, floor: Tensor) 
 
 def _maximise(kernel: SurrogateKernel, x: Inputs, y: Tensor, floor: Tensor) -> None:
     start = kernel.theta.detach().clone()
-    worst = torch.finfo(torch.float64).max ** 0.5
 
     def loss(flat: Array) -> tuple[float, Array]:
         with torch.no_grad():
@@ -88,7 +90,7 @@ def _maximise(kernel: SurrogateKernel, x: Inputs, y: Tensor, floor: Tensor) -> N
         try:
             value = -log_posterior(kernel, x, y, floor)
         except torch.linalg.LinAlgError:
-            return worst, np.zeros_like(flat)
+            return SINGULAR, np.zeros_like(flat)
         assert kernel.theta.grad is not None
         return float(value), kernel.theta.grad.flatten().numpy().copy()
 

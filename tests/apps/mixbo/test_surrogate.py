@@ -14,6 +14,7 @@ from gpytorch.means import ZeroMean
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from studies import FIDELITIES, problem, simulator, spread_out
 
+from src.apps.mixbo import fitting
 from src.apps.mixbo.fitting import fit, log_posterior, scaling
 from src.apps.mixbo.kernels import Inputs, SurrogateKernel
 from src.apps.mixbo.observations import observations, rows
@@ -37,6 +38,27 @@ def test_no_length_of_the_second_function_evades_what_each_size_has_of_its_own(l
     at, across, there = (float(less @ kernel.covariance(a, b)[0].detach() @ less) for a, b in pairs)
     correlation = (1 + DISCREPANCY * np.exp(-0.2 / DISCREPANCY_LENGTH)) / (1 + DISCREPANCY)
     assert across / (at * there) ** 0.5 == pytest.approx(correlation, rel=1e-4)
+
+
+def test_a_fit_turns_back_from_a_covariance_without_a_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = simulator()
+    posed = problem(objective)
+    x, y, _ = arrays(posed, spread_out(objective, {"20M": 8, "150M": 4}), (3, 2.0))
+    best = fit(x, y, 3, posed.surrogate).kernel
+    calls = iter(range(1000))
+
+    def singular_once(*args: object) -> torch.Tensor:
+        if next(calls) == 1:
+            raise torch.linalg.LinAlgError
+        return log_posterior(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fitting, "log_posterior", singular_once)
+    again = fit(x, y, 3, posed.surrogate).kernel
+    inputs, (shift, scale) = Inputs.of(torch.as_tensor(x)), scaling(torch.as_tensor(x), torch.as_tensor(y), 3)
+    target, floor = ((torch.as_tensor(y) - shift) / scale).T, (posed.surrogate.noise_floor / scale).square()
+    start = SurrogateKernel(3, 1, posed.surrogate)
+    reached = [float(log_posterior(kernel, inputs, target, floor)) for kernel in (start, again, best)]  # type: ignore[arg-type]
+    assert reached[1] > reached[0] + 0.9 * (reached[2] - reached[0])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
