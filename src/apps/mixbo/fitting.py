@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +13,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from . import priors
-from .kernels import Inputs, SurrogateKernel
-from .options import SurrogateConfig
+from .kernels import Inputs, SurrogateKernel, embed, matern52, squared_distance
+from .options import Embedding, SurrogateConfig
 
 Array = NDArray[np.float64]
 # Loss in nats where the covariance has no factor: the line search turns back. From a number near overflow it could not, and the fit ended
@@ -34,12 +35,12 @@ class Fitted:
 def fit(x: Array, y: Array, dim: int, options: SurrogateConfig, start: Fitted | None = None) -> Fitted:
     """Fit rows x (n, dim + 3) and values y (n, outputs), from the hyper-parameters of ``start`` if given, else from the priors' means."""
     inputs, values = torch.as_tensor(x), torch.as_tensor(y)
-    shift, scale = scaling(inputs, values, dim)
-    floor = (options.noise_floor / scale).square()
     if options.kernel == "botorch":
         if len(x):
-            return _botorch(inputs, values, shift, scale, dim)
+            return _botorch(inputs, values, dim)
         options = replace(options, kernel="product")  # BoTorch has no model of nothing
+    shift, scale = scaling(inputs, values, dim, options.embedding)
+    floor = (options.noise_floor / scale).square()
     kernel = SurrogateKernel(dim, y.shape[1], options)
     if start is not None:
         kernel.load_state_dict(start.kernel.state_dict())
@@ -50,13 +51,22 @@ def fit(x: Array, y: Array, dim: int, options: SurrogateConfig, start: Fitted | 
     return Fitted(kernel, noise, shift, scale)
 
 
-def scaling(x: Tensor, y: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Shift and scale (outputs,) that give unit sd to what a plane in log size and log step leaves over."""
-    if len(x) < 2:
-        return y.mean(dim=0) if len(x) else torch.zeros(y.shape[1], dtype=y.dtype), torch.ones(y.shape[1], dtype=y.dtype)
-    design = torch.cat((torch.ones(len(x), 1, dtype=x.dtype), x[:, dim : dim + 2]), dim=1)
-    left_over = y - design @ (torch.linalg.pinv(design) @ y)
-    scale = left_over.std(dim=0)
+def scaling(x: Tensor, y: Tensor, dim: int, embedding: Embedding = "sqrt") -> tuple[Tensor, Tensor]:
+    """Shift and scale (outputs,) that give the mixture's effect unit variance, by the method of moments.
+
+    The scale squared is what values at the same fidelity differ by, over what those of a process of unit variance and the prior's mean
+    length would differ by at the same mixtures. So it is neither the trend's doing nor that of mixtures which happen to lie close
+    together, and a prior of the amplitude means the same in every study. Without two mixtures at one fidelity: the sd of all values.
+    """
+    if not len(x):
+        return torch.zeros(y.shape[1], dtype=y.dtype), torch.ones(y.shape[1], dtype=y.dtype)
+    _, group = torch.unique(x[:, dim : dim + 2], dim=0, return_inverse=True)
+    same = (group[:, None] == group).to(y.dtype)
+    average = same / same.sum(dim=1, keepdim=True)
+    points = embed(x[:, :dim], embedding) / math.exp(priors.MIXTURE_LENGTH.mean)
+    expected = len(x) - (average * matern52(squared_distance(points, points))).sum()
+    seen = (y - average @ y).square().sum(dim=0)
+    scale = (seen / expected).sqrt() if expected > 1e-6 else y.std(dim=0, correction=0)
     return y.mean(dim=0), torch.where(scale > 1e-9, scale, torch.ones_like(scale))
 
 
@@ -102,12 +112,13 @@ def _maximise(kernel: SurrogateKernel, x: Inputs, y: Tensor, floor: Tensor) -> N
         kernel.theta.grad = None
 
 
-def _botorch(x: Tensor, y: Tensor, shift: Tensor, scale: Tensor, dim: int) -> Fitted:
-    """SingleTaskMultiFidelityGP's kernel and noise, one per output. It has no run effect and cannot be anti-correlated."""
+def _botorch(x: Tensor, y: Tensor, dim: int) -> Fitted:
+    """SingleTaskMultiFidelityGP's kernel and noise, one per standardised output. It has no run effect and cannot be anti-correlated."""
     from botorch.fit import fit_gpytorch_mll
     from botorch.models import SingleTaskMultiFidelityGP
     from gpytorch.mlls import ExactMarginalLogLikelihood
 
+    shift, scale = y.mean(dim=0), y.std(dim=0, correction=0).clamp_min(1e-9)
     model = SingleTaskMultiFidelityGP(x[:, :-1], (y - shift) / scale, data_fidelities=[dim, dim + 1], outcome_transform=None)
     fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
     constant = model.mean_module.constant.detach().reshape(-1)

@@ -45,9 +45,10 @@ def matern52(square: Tensor) -> Tensor:
     return (1 + r + r * r / 3) * torch.exp(-r)
 
 
-def rbf(square: Tensor) -> Tensor:
-    """Squared-exponential correlation at squared scaled distances."""
-    return torch.exp(-0.5 * square)
+def matern32(square: Tensor) -> Tensor:
+    """Matern-3/2 correlation at squared scaled distances."""
+    r = (3 * square).sqrt()
+    return (1 + r) * torch.exp(-r)
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,13 @@ class Inputs:
 class SurrogateKernel(Kernel):
     """Trend + level + mixture part + run offset. The mixture part is one of
 
-    - ``lmc``: a linear model of coregionalisation, ``g(x) g(x') [(l_1(x) l_1(x') + sigma^2 k_x(x, x') + d(x, x')) k_1(w, w') +
-      l_2(x) l_2(x') k_2(w, w')]``, x = (s, t), with signed loadings ``l_r``, linear in x; ``l_2`` vanishes at the target; ``d`` is the
-      discrepancy of each size from what a smooth trend in size would make of the others (Kennedy and O'Hagan 2000), a fixed share of the
-      effect's variance; ``g`` is how the effect of the mixture grows with size and step;
+    - ``lmc``: a linear model of coregionalisation, ``g(x) g(x') [(l_1(x) l_1(x') + sigma^2 k_x(x, x')) k_1(w, w') +
+      l_2(x) l_2(x') k_2(w, w')]``, x = (s, t), with signed loadings ``l_r``, linear in x; ``l_2`` vanishes at the target; ``g`` is how
+      the effect of the mixture grows with size and step;
     - ``product``: ``k(w, w') k_x(x, x')``;
     - ``joint``: one Matern over all of (w, x) (with ``flops``, x is log FLOPs only: the caller sets s = log FLOPs and t = 1).
 
+    Over mixtures ``k`` is Matern 5/2, over size and step ``k_x`` Matern 3/2: too rough for the other sizes to say all about the largest.
     The trend is linear in s and t with an interaction, or the law ``E + A N^-a + B D^-b``; its coefficients are integrated out.
     """
 
@@ -120,7 +121,8 @@ class SurrogateKernel(Kernel):
 
         add("length", priors.MIXTURE_LENGTH)
         add("domain", *[priors.DOMAIN_LENGTH] * (dim if dim <= priors.ARD_UP_TO else 0))
-        add("fidelity_length", priors.FIDELITY_LENGTH, priors.FIDELITY_LENGTH)
+        along = priors.JOINT_LENGTH if options.kernel in ("joint", "flops") else priors.FIDELITY_LENGTH
+        add("fidelity_length", along, along)
         add("amplitude", priors.AMPLITUDE)
         add("level", priors.LEVEL)
         add("run", priors.RUN)
@@ -186,21 +188,14 @@ class SurrogateKernel(Kernel):
         """What all mixtures share (trend and level), (outputs, V, V'), and the factor of each mixture term, (terms, outputs, V, V')."""
         length = self._part("fidelity_length").exp()
         square = squared_distance(f1 / length, f2 / length)
-        near = rbf(square)
+        near = matern32(square)
         shared = self._trend(f1, f2) + (2 * self._part("level")).exp() * near
         free = (2 * self._part("amplitude")).exp() * near
         if self.options.kernel == "lmc":
             common = self._part("common")[..., 0]
             first, second = free + self._loading("drift", common, f1, f2), self._loading("loading_2", 0.0, f1, f2)
-            return shared, torch.stack((first + self._discrepancy(f1, f2), second)) * self._growth(f1, f2)
+            return shared, torch.stack((first, second)) * self._growth(f1, f2)
         return shared, (free if self.options.kernel == "product" else square)[None]
-
-    def _discrepancy(self, f1: Tensor, f2: Tensor) -> Tensor:
-        """(outputs, V, V'): what each size has of its own, Markov in log size and smooth along the curve."""
-        sizes = (f1[:, 0].unsqueeze(-1) - f2[:, 0].unsqueeze(-2)).abs() / priors.DISCREPANCY_LENGTH
-        along = (f1[:, 1].unsqueeze(-1) - f2[:, 1].unsqueeze(-2)) / self._part("fidelity_length")[..., 1:].exp()
-        variance = (2 * self._part("amplitude")).exp() + self._part("common").square()
-        return priors.DISCREPANCY * variance * torch.exp(-sizes - 0.5 * along.square())
 
     def _growth(self, f1: Tensor, f2: Tensor) -> Tensor:
         """g(x) g(x') of log g(x) = a1 (s - 1) + a2 (t - 1): how the sd over mixtures grows with size and step."""

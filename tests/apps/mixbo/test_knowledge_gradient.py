@@ -107,7 +107,7 @@ def test_a_continued_run_brings_its_offset_along() -> None:
 
 def test_kg_values_a_continued_run_with_its_offset_where_the_baseline_is_missing() -> None:
     objective = simulator(noise=0.001, run_noise=0.05, r_size=0.9)
-    posed = problem(objective, strategy={"candidates": 40})  # a quarter of them are kept for mixtures already tried
+    posed = problem(objective, strategy={"candidates": 40, "caution": 0.0})  # a quarter of them are kept for mixtures already tried
     records = [record for record in _with_design(posed, objective, []) if record.model_size != "1B"]
     for weights in ((0.6, 0.1, 0.3), (0.45, 0.05, 0.5)):
         records.append(finish(objective, Suggestion(weights, "1B", 2000, flops=1.0), records))
@@ -122,7 +122,7 @@ def test_kg_values_a_continued_run_with_its_offset_where_the_baseline_is_missing
     one = replace(grid, mixtures=at[0], added_cf=grid.added_cf[c : c + 1, f : f + 1])
     bases = [grid.surrogate.grid(*at, runs=np.array([number])) for number in (run, -1)]
     with_offset, without = (knowledge_gradient(one, basis).item() / grid.price(grid.added_cf[c, f]) for basis in bases)
-    assert abs(with_offset - without) > 0.05 * with_offset
+    assert abs(with_offset - without) > 1e-3 * with_offset  # far enough apart for the next line to tell which it is
     assert value[c, f] == pytest.approx(with_offset, rel=1e-6)
 
 
