@@ -109,8 +109,10 @@ def test_kg_values_a_continued_run_with_its_offset_where_the_baseline_is_missing
     objective = simulator(noise=0.001, run_noise=0.05, r_size=0.9)
     posed = problem(objective, strategy={"candidates": 40, "caution": 0.0})  # a quarter of them are kept for mixtures already tried
     records = [record for record in _with_design(posed, objective, []) if record.model_size != "1B"]
-    for weights in ((0.6, 0.1, 0.3), (0.45, 0.05, 0.5)):
-        records.append(finish(objective, Suggestion(weights, "1B", 2000, flops=1.0), records))
+    again = [Suggestion(tuple(corner.tolist()), "20M", 8000, flops=1.0) for corner in SPACE.corners()] * 4  # they show the offset's size
+    for asked in [*again, *(Suggestion(weights, "1B", 2000, flops=1.0) for weights in ((0.6, 0.1, 0.3), (0.45, 0.05, 0.5)))]:
+        records.append(finish(objective, asked, records))
+    weights = records[-1].weights
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kg_module, "choose", lambda grid, value_cf: (grid, value_cf))
         grid, value = kg_module.kg(posed, records, np.random.default_rng(0))
