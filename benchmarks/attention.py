@@ -2,8 +2,7 @@
 
     python benchmarks/attention.py [--quick] [--json PATH] [--threads N] [--rounds N] [--clock wall|cpu]
 
-CPU, plain causal, rotary embedding included: SDPA's fused kernel, the chunked products of ``model/cpu.py`` and, in fp32, the compiled
-passes of ``model/fused_attention.py``.
+CPU, plain causal, rotary embedding included: SDPA's fused kernel and the compiled passes of ``model/fused_attention.py``.
 GPU, packed documents in a window: SDPA with a dense mask against FlexAttention. Forward and backward together; medians of
 interleaved rounds. The last column is what the model does by itself: it should name the faster one.
 """
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.nanollama.config.schema import ModelConfig
-from src.nanollama.model import cpu, masks, rope
+from src.nanollama.model import masks, rope
 from src.nanollama.model.attention import _flex, fastest
 from src.nanollama.model.fused_attention import attend, plain_attend
 from src.nanollama.model.rope_scaling import inverse_frequencies
@@ -39,13 +38,10 @@ def cpu_case(batch: int, length: int, heads: int, dim: int, dtype: torch.dtype) 
     qkv = torch.randn(batch, length, 3 * heads * dim, dtype=dtype, requires_grad=True)
     cos, sin = rope.rotation(torch.arange(length), inverse_frequencies(ModelConfig(qk_head_dim=dim)), 1.0, dtype)
 
-    case: Case = {
+    return {
         "sdpa": lambda: plain_attend(qkv, cos, sin, heads, heads),
-        "chunks": lambda: cpu.attention(qkv, cos, sin, heads, heads, dim),
-    }
-    if dtype == torch.float32:
-        case["native"] = lambda: attend(qkv, cos, sin, heads, heads)
-    return case, qkv
+        "native": lambda: attend(qkv, cos, sin, heads, heads),
+    }, qkv
 
 
 def gpu_case(batch: int, length: int, heads: int, dim: int, dtype: torch.dtype) -> tuple[Case, Tensor]:

@@ -19,6 +19,7 @@ from .rope import rotate
 from .sizing import required
 from .state import Context, KVCache
 
+NATIVE_FOR = (torch.float32, torch.bfloat16, torch.float16)
 NATIVE_UP_TO = 4096  # tokens; a strip of the score matrix of longer sequences leaves the cache
 
 
@@ -35,11 +36,8 @@ class Heads(nn.Module):
     def forward(self, x: Tensor, at: Context, cache: KVCache | None = None) -> Tensor:
         """With a cache, keys and values are written to it at ``at.positions``."""
         qkv = self.qkv(x)
-        kernel = fastest(qkv) if cache is None and at.mask is None else "sdpa"
-        if kernel == "native":
+        if cache is None and at.mask is None and fastest(qkv) == "native":
             return fused_attention.attend(qkv, at.cos, at.sin, self.nb_heads, self.kv_heads)
-        if kernel == "chunks":
-            return cpu.attention(qkv, at.cos, at.sin, self.nb_heads, self.kv_heads, self.qk_dim)
         q, k, v = self.heads(qkv, at)
         if cache is not None:
             k, v = cache.write(k, v, at)
@@ -76,13 +74,9 @@ class Attention(Heads):
 
 
 def fastest(qkv: Tensor) -> str:
-    """Which kernel attends to the past of plain (B, T, ...) sequences: "native" (``fused_attention``), "chunks" (``cpu.attention``) or
-    "sdpa", as ``benchmarks/attention.py`` measured. All give the same numbers up to rounding."""
-    if qkv.device.type != "cpu":
-        return "sdpa"
-    if qkv.dtype == torch.bfloat16:
-        return "chunks" if qkv.shape[1] <= 1024 else "sdpa"
-    return "native" if cpu.compilable(qkv) and qkv.shape[1] <= NATIVE_UP_TO else "sdpa"
+    """Which kernel attends to the past of plain (B, T, ...) sequences, as ``benchmarks/attention.py`` measured: "native"
+    (``fused_attention``, in fp32 whatever comes in) or "sdpa"."""
+    return "native" if cpu.compilable(qkv, NATIVE_FOR) and qkv.shape[1] <= NATIVE_UP_TO else "sdpa"
 
 
 @cache

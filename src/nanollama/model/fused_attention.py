@@ -1,4 +1,4 @@
-"""Rotary embedding and causal attention in fp32 on a CPU as one operator, which torch.compile takes as it is.
+"""Rotary embedding and causal attention, computed in fp32 on a CPU, as one operator, which torch.compile takes as it is.
 
 Shapes: B sequences, T tokens, H query heads, K key/value heads (H = K * G), D features of a query or key, D_v of a value.
 """
@@ -17,13 +17,14 @@ from .rope import rotate
 
 
 def attend(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> Tensor:
-    """``plain_attend`` of fp32 on a CPU in compiled passes that hold a strip of the score matrix at a time (``attention_native``).
+    """``plain_attend`` on a CPU in compiled passes that hold a strip of the score matrix at a time (``attention_native``).
 
-    Keeps for the backward pass what flash attention does (Dao et al., 2022, arXiv:2205.14135): its input, its output, and the
-    logarithm of each softmax's sum. Results do not depend on the number of threads.
+    Half precision is computed in fp32 too: faster and more exact than SDPA in it. Keeps for the backward pass what flash attention does
+    (Dao et al., 2022, arXiv:2205.14135): its input, its output, and the logarithm of each softmax's sum. Results do not depend on the
+    number of threads.
     """
-    out: Tensor = _attend(qkv, cos, sin, heads, kv_heads)[0]
-    return out
+    out: Tensor = _attend(qkv.float(), cos.float(), sin.float(), heads, kv_heads)[0]
+    return out.to(qkv.dtype)
 
 
 def plain_attend(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> Tensor:

@@ -25,13 +25,12 @@ def rotation(positions: Tensor, inv_freq: Tensor, magnitude: float, dtype: torch
     return (magnitude * angles.cos()).to(dtype), (magnitude * angles.sin()).to(dtype)
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
-    """Turn (B, H, T, D) by the angles of ``rotation``, into ``out`` or a new contiguous tensor; not seen by autograd."""
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn (B, H, T, D) by the angles of ``rotation``, into a new contiguous tensor; not seen by autograd."""
     first, second = x.chunk(2, dim=-1)
     if torch.compiler.is_compiling():  # fuses the plain formula, and cannot trace out= into a part of a tensor
-        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-        return turned if out is None else out.copy_(turned)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
     left, right = out.chunk(2, dim=-1)
     torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)
     torch.mul(second, cos, out=right).addcmul_(first, sin)

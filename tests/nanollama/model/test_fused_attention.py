@@ -63,6 +63,16 @@ def test_forward_and_backward(length: int, heads: int, kv_heads: int, dim: int, 
     assert ours[0].dtype == ours[1].dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_errs_less_than_sdpa_in_it(dtype: torch.dtype) -> None:
+    qkv, grad = (x.to(dtype) for x in inputs(256, 4, 2, 32, 32))
+    exact = with_gradient(textbook, qkv.double(), grad.double(), 4, 2, 32)
+    ours, sdpa = (with_gradient(function, qkv, grad, 4, 2, 32) for function in (attend, plain_attend))
+    for a, b, c in zip(ours, sdpa, exact, strict=True):
+        assert a.dtype == dtype
+        assert (a.double() - c).norm() < (b.double() - c).norm()
+
+
 def test_scores_of_any_size() -> None:
     """exp neither overflows nor loses what matters: scores of some thousands, where one key gets all the weight."""
     qkv, grad = inputs(100, 2, 2, 16, 16)
@@ -155,7 +165,8 @@ def test_which_kernel() -> None:
         ((1, 8, 192), torch.float32, "sdpa"),  # too little to load the compiler for
         ((1, long, 192), torch.float32, "sdpa"),
         ((2, 256, 192), torch.float64, "sdpa"),
-        ((2, 256, 192), torch.bfloat16, "chunks"),
+        ((2, 256, 192), torch.bfloat16, "native"),
+        ((2, 256, 192), torch.float16, "native"),
     ]:
         assert attention.fastest(torch.zeros(shape, dtype=dtype)) == expected
     assert attention.fastest(torch.zeros(2, 256, 192, device="meta")) == "sdpa"

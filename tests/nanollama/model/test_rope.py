@@ -1,12 +1,14 @@
-"""Frequencies of every extrapolation against Hugging Face's."""
+"""Frequencies of every extrapolation against Hugging Face's; the turn itself against complex numbers."""
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from src.nanollama.config import ConfigError
 from src.nanollama.config.schema import ModelConfig
+from src.nanollama.model import rope
 from src.nanollama.model.rope_scaling import inverse_frequencies, magnitude
 from src.nanollama.model.sizing import resolve
 
@@ -53,3 +55,21 @@ def test_ntk_keeps_the_fastest_and_slows_the_slowest_by_the_factor() -> None:
 def test_trained_length_is_needed() -> None:
     with pytest.raises(ConfigError, match="rope_length"):
         resolve(ModelConfig(rope_scaling="yarn", rope_factor=2.0))
+
+
+def test_turn_is_a_complex_product_forward_and_backward() -> None:
+    cos, sin = rope.rotation(torch.arange(9), inverse_frequencies(ModelConfig(qk_head_dim=6)), 1.0, torch.float64)
+    draw = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(2, 3, 9, 6, generator=draw, dtype=torch.float64) for _ in range(2))
+
+    def plain(x: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(torch.stack(x.chunk(2, -1), -1)) * torch.complex(cos, sin)
+        return torch.cat([pairs.real, pairs.imag], -1)
+
+    results = []
+    for function in (lambda x: rope.rotate(x, cos, sin), plain):
+        leaf = x.clone().requires_grad_()
+        out = function(leaf)
+        results.append((out, *torch.autograd.grad(out, leaf, grad)))
+    for ours, exact in zip(*results, strict=True):
+        torch.testing.assert_close(ours, exact, atol=1e-11, rtol=1e-9)
