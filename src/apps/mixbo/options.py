@@ -2,8 +2,8 @@
 
 Every number that steers the search has its default here or in ``priors.py``, with the reason beside it. Where the reason says
 *synthetic*, the value was chosen on the parametric simulator of ``objectives/simulator.py``. No value was varied on the emulator
-benchmark alone, but ``confirm``, ``caution``, what a due full run tests, and the best anchor as the first of them came after looking at
-results on that benchmark; ``benchmarks/RESULTS.md`` says what the simulator, with other optima, says of them.
+benchmark alone, but ``confirm``, ``caution``, what a due full run tests, the best anchor as the first of them, and the correlation over
+size and step came after looking at results on that benchmark; ``benchmarks/RESULTS.md`` says what the simulator says of them.
 """
 
 from __future__ import annotations
