@@ -25,11 +25,11 @@ RUN = -1  # column
 
 
 def embed(w: Tensor, embedding: str) -> Tensor:
-    """Mixtures (..., K) as points of a Euclidean space: sqrt(w) (Hellinger), w itself, or centred log-ratios."""
+    """Mixtures (..., K) as points of a Euclidean space: sqrt(w + 1 %) (near Hellinger), w itself, or centred log-ratios of w + 1 %."""
     if embedding == "sqrt":
-        return w.clamp_min(0).sqrt()
+        return (w.clamp_min(0) + priors.SHARE).sqrt()
     if embedding == "clr":
-        logs = (w.clamp_min(0) + 1e-2).log()  # 1 %: smaller shares are alike
+        logs = (w.clamp_min(0) + priors.SHARE).log()
         return (logs - logs.mean(dim=-1, keepdim=True)) / 4.6
     return w
 

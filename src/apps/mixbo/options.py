@@ -2,8 +2,9 @@
 
 Every number that steers the search has its default here or in ``priors.py``, with the reason beside it. Where the reason says
 *synthetic*, the value was chosen on the parametric simulator of ``objectives/simulator.py``. No value was varied on the emulator
-benchmark alone, but ``confirm``, ``caution``, what a due full run tests, the best anchor as the first of them, and the correlation over
-size and step came after looking at results on that benchmark; ``benchmarks/RESULTS.md`` says what the simulator says of them.
+benchmark alone, but ``confirm``, ``caution``, how a due full run is chosen, the best anchor as the first of them, the correlation over
+size and step, and the smoothness at small shares came after looking at results on that benchmark; ``benchmarks/RESULTS.md`` says what
+the simulator says of them.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class SurrogateConfig:
     """The Gaussian process over (mixture, size, step)."""
 
     kernel: KernelName = "lmc"  # joint and flops: the seven- and six-input ideas; botorch: SingleTaskMultiFidelityGP
-    embedding: Embedding = "sqrt"  # Hellinger geometry of the simplex
+    embedding: Embedding = "sqrt"  # Hellinger geometry of the simplex, but for shares below 1 %
     mean: Literal["linear", "law"] = "linear"  # in log size and log step only; law: E + A N^-a + B D^-b
     outputs: Literal["separate", "sum"] = "separate"  # one process per output of a weighted sum, or one for the sum
     noise_floor: Rate = 0.002  # observation noise sd is at least this (units of the objective)

@@ -26,6 +26,9 @@ class Prior:
 
 ARD_UP_TO = 8  # domains; with more, one length scale for all: a study has too few runs to learn one each
 
+# Shares far below this are alike. A domain is learnt from the others too, and in the data mixing laws of Ye et al. 2024 a loss is smooth in
+# its share down to none at all; sqrt alone has an infinite slope there, and an inch from a corner looked like another, maybe better, place.
+SHARE = 0.01
 MIXTURE_LENGTH = Prior(log(0.8), 0.15)  # between "each corner is its own world" (.2) and "nearly linear" (3)
 FIDELITY_LENGTH = Prior(log(0.7), 0.15)  # two sizes at the ends of the grid agree by exp(-1): small ones show where, not what
 JOINT_LENGTH = Prior(log(0.7), 0.7)  # of size and step in one Matern over everything, where it says how fast the trend bends too

@@ -34,11 +34,11 @@ class Recommendation:
     gain_sd: float
 
 
-def recommend(problem: Problem, records: Sequence[Record], sds: float | None = None) -> Recommendation | None:
+def recommend(problem: Problem, records: Sequence[Record]) -> Recommendation | None:
     """The best mixture by what is known, or ``None`` without any result. A pure function of the records.
 
-    Another mixture replaces the :func:`baseline` only where the posterior of the *difference* says so by ``sds`` standard deviations
-    (``None``: those of :func:`caution`): levels are shared and hard to predict, differences are not.
+    Another mixture replaces the :func:`baseline` only where the posterior of the *difference* says so by :func:`caution` standard
+    deviations: levels are shared and hard to predict, differences are not.
     """
     if not any(record.status == "ok" for record in records):
         return None
@@ -46,7 +46,7 @@ def recommend(problem: Problem, records: Sequence[Record], sds: float | None = N
     reference = baseline(problem, surrogate, records)
     rng = np.random.default_rng((len(records), 3))
     pool, _, _ = promising(problem, surrogate, records, reference, rng)
-    wanted = caution(problem, surrogate, records) if sds is None else sds
+    wanted = caution(problem, surrogate, records)
 
     def score(weights: Array) -> Array:
         gain, sd = difference(surrogate, weights, reference)

@@ -23,9 +23,4 @@ def suggest(problem: Problem, records: Sequence[Record], seed: int, number: int)
         first = design.start(problem, records, seed)
         if first is not None:
             return first
-        from .strategies.confirm import confirm  # needs torch, which strategies without a surrogate do not load
-
-        due = confirm(problem, records)
-        if due is not None:
-            return due
     return strategy(problem, records, np.random.default_rng((seed, number, 2)))

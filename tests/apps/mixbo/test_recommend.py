@@ -28,7 +28,7 @@ def test_the_answer_is_the_same_for_the_same_records() -> None:
 
 @pytest.mark.parametrize("accuracy", [False, True])
 def test_defect_6_the_planted_best_run_is_the_one_reported(accuracy: bool) -> None:
-    objective = simulator(accuracy=accuracy, optimum=(0.1, 0.2, 0.7), amplitude=0.02)
+    objective = simulator(accuracy=accuracy, optimum=(0.1, 0.2, 0.7), amplitude=0.05)  # the second best is .0012 off, the noise .001
     posed = problem(objective)
     records = spread_out(objective, {"1B": 7})
     records.append(full(objective, (0.1, 0.2, 0.7), "1B", records))
@@ -55,10 +55,10 @@ def test_never_worse_than_what_was_tested_at_the_target(seed: int) -> None:
 def test_another_mixture_than_the_baseline_is_better_by_the_caution_and_by_four_times_that_before_any_full_run() -> None:
     moved = set()
     for seed in range(4):
-        objective = simulator(seed=seed, noise=0.002)
+        objective = simulator(seed=seed)
         posed = problem(objective)
         records = spread_out(objective, {"20M": 9}, seed)
-        half_way = np.vstack([np.eye(3), np.full((1, 3), 1 / 3), SPACE.sample(9, np.random.default_rng(seed))])
+        half_way = np.vstack([np.eye(3), np.full((1, 3), 1 / 3), SPACE.sample(19, np.random.default_rng(seed))])
         for w in half_way:  # where the largest model says a lot
             records.append(finish(objective, Suggestion(tuple(w.tolist()), "1B", 4000), records))
         for full_runs in range(3):

@@ -16,7 +16,7 @@ from studies import FIDELITIES, problem, simulator, spread_out
 
 from src.apps.mixbo import fitting
 from src.apps.mixbo.fitting import fit, log_posterior, scaling
-from src.apps.mixbo.kernels import Inputs, SurrogateKernel
+from src.apps.mixbo.kernels import Inputs, SurrogateKernel, embed
 from src.apps.mixbo.observations import observations, rows
 from src.apps.mixbo.priors import FIDELITY_LENGTH
 from src.apps.mixbo.records import Record, runs
@@ -237,6 +237,14 @@ def test_every_form_ranks_mixtures_from_cheap_runs(options: dict[str, str]) -> N
     w = np.random.default_rng(11).dirichlet(np.ones(3), 60)
     truth = objective.metric.objective(objective.values(w, "1B", 8000))
     assert np.corrcoef(surrogate.mean_at_target(w), truth)[0, 1] > 0.8
+
+
+def test_an_inch_from_a_corner_is_nearly_the_corner() -> None:
+    shares = torch.tensor([0.0, 0.001, 0.002, 0.25, 1.0], dtype=torch.float64)
+    at = embed(torch.stack([1 - shares, shares], dim=1), "sqrt")
+    inch, two, quarter, whole = (at[1:] - at[0]).norm(dim=1).tolist()
+    assert two / inch == pytest.approx(2, rel=0.05)  # sqrt alone: 1.41, its slope has no bound there
+    assert inch < 0.005 * whole and quarter == pytest.approx(0.366 * whole, rel=0.1)  # and Hellinger's distances far from it
 
 
 def test_botorchs_kernel_is_conditioned_like_botorchs_model() -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from src.nanollama.config import ConfigError
 
-from ..cost import allowance, owes_target, unlocked
+from ..cost import allowance, unlocked
 from ..observations import rows
 from ..records import Suggestion
 from .grid import Grid
@@ -62,11 +62,11 @@ def _net_gain(grid: Grid, value_cf: Array, aim: float, log: bool) -> Array:
 
 
 def _restriction(grid: Grid) -> Mask:
-    """(F,): the size that is held fixed, or the target when a full run of it is due (and the answer was tested), or everything."""
+    """(F,): the size that is held fixed, or the target when a full run of it is due, or everything."""
     problem = grid.problem
     if problem.strategy.model_size is not None:
         return grid.sizes == problem.fidelities.index(problem.strategy.model_size)
-    if owes_target(problem, grid.records):
+    if grid.full_run_due:
         return grid.is_target
     return np.ones(len(grid.sizes), dtype=bool)
 

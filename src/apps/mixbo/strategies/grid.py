@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..baseline import baseline, tested
-from ..cost import charged, flops
+from ..cost import charged, flops, owes_target
 from ..pool import is_known, promising, spread
 from ..problem import Problem
 from ..records import Record, Run, runs
@@ -48,6 +48,11 @@ class Grid:
         """(F,): the largest size at the last step."""
         size, step = self.problem.fidelities.target
         return (self.sizes == size) & (self.steps == step)
+
+    @property
+    def full_run_due(self) -> bool:
+        """Whether beliefs are to be put to the test at the target, whatever the strategy would rather do."""
+        return self.problem.strategy.model_size is None and owes_target(self.problem, self.records)
 
     @property
     def baseline_f(self) -> Array:

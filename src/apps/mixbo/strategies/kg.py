@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..baseline import caution
+from ..cost import unlocked
 from ..problem import Problem
 from ..records import Record, Suggestion
 from ..surrogate import Basis
 from .choose import choose
+from .ei import improvement
 from .envelope import gain_of_minimum
 from .grid import Grid, build
 
@@ -44,9 +46,12 @@ def kg(problem: Problem, records: Sequence[Record], rng: np.random.Generator) ->
     """For every size the gain over all steps, divided by cost; the best step of each, then the best of all.
 
     At a size where nothing ran one trial tells little, since the level is unknown: the gain of a *pair* with the baseline, by the
-    price of both, is what makes a new size worth opening.
+    price of both, is what makes a new size worth opening. Full runs that are due go by expected improvement, the baseline's first.
     """
     grid = build(problem, records, rng)
+    if grid.full_run_due and unlocked(problem, records)[-1]:
+        value = np.broadcast_to(improvement(grid)[:, None], grid.shape)
+        return choose(grid, grid.with_baseline(value, -np.inf), log=True)
     paired = knowledge_gradient(grid, grid.basis, grid.baseline_f > 0) / grid.price(grid.added_cf + grid.baseline_f)
     alone = np.zeros(grid.shape)
     there = (grid.baseline_f > 0) & ~grid.is_target  # the first full run is the baseline's: the answer rests on comparing with it

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cost import allowance, charged, flops, unlocked
+from ..cost import allowance, charged, flops, owes_target, unlocked
 from ..problem import Problem
 from ..records import Record, Suggestion
 from ..surrogate import arrays
@@ -70,8 +70,10 @@ def _acquisition(problem: Problem, model: Any) -> Any:
 
 
 def _allowed(problem: Problem, records: Sequence[Record]) -> list[tuple[int, int]]:
-    """(size, step) by the start-small rules, without continuation."""
+    """(size, step) by the start-small rules, without continuation; the target alone where a full run is due."""
     open_sizes, most = unlocked(problem, records), allowance(problem, records)
+    if open_sizes[-1] and owes_target(problem, records):
+        return [problem.fidelities.target]
     pairs = [(size, step) for size in range(len(problem.fidelities.sizes)) for step in problem.fidelities.steps]
     return [(size, step) for size, step in pairs if open_sizes[size] and float(flops(problem, size, step)) <= most * (1 + 1e-9)]
 
