@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from src.nanollama.config import ROOT, ConfigError, Interrupted, RunFailed, read_result
 from src.nanollama.config.folder import new_folder
+from src.nanollama.launcher.signals import stop_flag
 from src.nanollama.metrics.sinks import newest
 
 SLOTS = 4  # most commands at a time: a small model gains more from a core of its own than from several
@@ -227,24 +228,27 @@ def run_all(steps: Sequence[Step], folder: Path) -> None:
     slots = min(SLOTS, cores)
     waiting, running, done = list(steps), list[Child](), set[str]()
     bar = tqdm(total=sum(step.weight for step in steps), bar_format="{percentage:3.0f}% {bar} {elapsed}  {desc}", disable=None)
-    try:
-        while waiting or running:
-            for step in [step for step in waiting if done.issuperset(step.after)][: slots - len(running)]:
-                waiting.remove(step)
-                running.append(Child(step, folder, cores // slots))
-            for child in [child for child in running if child.process.poll() is not None]:
-                running.remove(child)
-                if child.process.returncode:
-                    raise RunFailed(child.error())
-                done.add(child.step.name)
-                tqdm.write(f"{child.step.name:<18} {time.monotonic() - child.began:4.0f} s  {child.step.tell(folder)}")
-            finished = sum(step.weight for step in steps if step.name in done)
-            bar.n = round(finished + sum(child.progress() * child.step.weight for child in running), 1)
-            bar.set_description_str(f"{len(done)}/{len(steps)} done, now " + ", ".join(child.step.name for child in running))
-            time.sleep(0.2)
-    finally:
-        stop(running)
-        bar.close()
+    with stop_flag() as asked:  # not an exception wherever it happens to be: one inside Popen would leave a command nobody knows of
+        try:
+            while waiting or running:
+                if asked.kind:
+                    raise KeyboardInterrupt
+                for step in [step for step in waiting if done.issuperset(step.after)][: slots - len(running)]:
+                    waiting.remove(step)
+                    running.append(Child(step, folder, cores // slots))
+                for child in [child for child in running if child.process.poll() is not None]:
+                    running.remove(child)
+                    if child.process.returncode:
+                        raise RunFailed(child.error())
+                    done.add(child.step.name)
+                    tqdm.write(f"{child.step.name:<18} {time.monotonic() - child.began:4.0f} s  {child.step.tell(folder)}")
+                finished = sum(step.weight for step in steps if step.name in done)
+                bar.n = round(finished + sum(child.progress() * child.step.weight for child in running), 1)
+                bar.set_description_str(f"{len(done)}/{len(steps)} done, now " + ", ".join(child.step.name for child in running))
+                time.sleep(0.2)
+        finally:
+            stop(running)
+            bar.close()
 
 
 def stop(running: Sequence[Child]) -> None:

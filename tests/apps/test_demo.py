@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,22 @@ def test_interrupting_ends_every_command(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in output
     assert not [child for child in children if alive(child)]
+
+
+def test_an_interrupt_while_a_command_starts_ends_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def interrupted(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*args, **kwargs))
+        os.kill(os.getpid(), signal.SIGINT)
+        return started[-1]
+
+    (tmp_path / "logs").mkdir()
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run_all([step("difficulty/any", "src.apps.gssm.difficulty", "experiment=debug")], tmp_path)
+    assert started and all(process.poll() is not None for process in started)
 
 
 def test_a_failing_step_stops_the_demo_with_its_message(tmp_path: Path) -> None:
