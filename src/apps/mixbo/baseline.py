@@ -46,7 +46,7 @@ def baseline(problem: Problem, surrogate: Surrogate, records: Sequence[Record]) 
         return known[int(np.argmin(surrogate.mean_at_target(known)))] if len(known) else problem.space.centroid()
     if tried is None or anchor is None:
         return anchor if tried is None else tried  # type: ignore[return-value]
-    if any(same(w, anchor) for w in _at_target(problem, records)):
+    if any(same(w, anchor) for w in at_target(problem, records)):
         return tried
     gain, sd = difference(surrogate, tried[None], anchor)
     return tried if gain[0] > problem.strategy.caution * sd[0] else anchor
@@ -54,7 +54,7 @@ def baseline(problem: Problem, surrogate: Surrogate, records: Sequence[Record]) 
 
 def best_tested(problem: Problem, surrogate: Surrogate, records: Sequence[Record]) -> Array | None:
     """Of the mixtures tested at the target, the one with the best posterior mean there (K,)."""
-    there = _at_target(problem, records)
+    there = at_target(problem, records)
     return there[int(np.argmin(surrogate.mean_at_target(np.array(there))))] if there else None
 
 
@@ -74,7 +74,8 @@ def best_anchor(problem: Problem, records: Sequence[Record]) -> Array | None:
     return anchors[min(largest, key=lambda i: largest[i])]
 
 
-def _at_target(problem: Problem, records: Sequence[Record]) -> list[Array]:
+def at_target(problem: Problem, records: Sequence[Record]) -> list[Array]:
+    """The mixtures run for the largest model up to the last step, one entry a run."""
     size, step = problem.fidelities.target
     name = problem.fidelities.sizes[size]
     return [np.array(r.weights) for r in records if r.status == "ok" and r.model_size == name and any(s == step for s, _ in r.curve)]

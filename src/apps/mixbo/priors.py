@@ -1,12 +1,13 @@
 """Priors of the surrogate's hyper-parameters: the one place of its tuned constants.
 
 All are Gaussian on an unconstrained scale (logs of positive quantities). Outputs are scaled so that the mixture's effect has unit
-variance (``fitting.scaling``); mixtures enter as sqrt(w), a quarter sphere of diameter sqrt(2); size and step are logs scaled to [0, 1].
+variance (``fitting.scaling``); mixtures enter as sqrt(w + 1 %), nearly a quarter sphere of diameter sqrt(2); size and step are logs
+scaled to [0, 1].
 
 Lengths, amplitude and the loading that all fidelities share are held near their means. Left free, a study's few mixtures always found
 lengths at which every size is nearly the same smooth function, and what the target has of its own could no more be learned there.
-Synthetic problems (30 studies), geometric mean of the regret at 2, 4, 6, 8 and 10 full runs: .0073, .0037, .0020, .0012, .0009 so, and
-.0112, .0089, .0062, .0056, .0043 with free ones.
+Synthetic problems (30 studies, mixtures as sqrt(w) then), geometric mean of the regret at 2, 4, 6, 8 and 10 full runs: .0073, .0037,
+.0020, .0012, .0009 so, and .0112, .0089, .0062, .0056, .0043 with free ones.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .baseline import baseline, caution, difference
+from .baseline import at_target, baseline, caution, difference
 from .descent import descend
 from .pool import promising
 from .problem import Problem
@@ -66,9 +66,8 @@ def _answer(problem: Problem, surrogate: Surrogate, records: Sequence[Record], b
     ends = sorted(problem.metric.own_units(value) for value in (mean - Z95 * sd, mean + Z95 * sd))
     gain, gain_sd = difference(surrogate, best[None], reference)
     size, step = problem.fidelities.target
-    name = problem.fidelities.sizes[size]
-    was_run = any(r.status == "ok" and r.model_size == name and r.steps == step and same(r.weights, best) for r in records)
+    was_run = any(same(w, best) for w in at_target(problem, records))
     return Recommendation(
-        tuple(best.tolist()), name, step, problem.metric.own_units(mean), (ends[0], ends[1]), was_run,
+        tuple(best.tolist()), problem.fidelities.sizes[size], step, problem.metric.own_units(mean), (ends[0], ends[1]), was_run,
         tuple(reference.tolist()), float(gain[0]), float(gain_sd[0]),
     )  # fmt: skip

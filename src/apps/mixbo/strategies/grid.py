@@ -103,7 +103,7 @@ def build(problem: Problem, records: Sequence[Record], rng: np.random.Generator,
         sizes = np.repeat(np.arange(len(fidelities.sizes)), len(fidelities.steps))
         steps = np.tile(np.array(fidelities.steps, dtype=float), len(fidelities.sizes))
     mixtures = _with_tested(problem, np.vstack([reference, pool[chosen]]), tested(records), surrogate)
-    added, parent, run, allowed = trials(problem, records, mixtures, sizes, steps)
+    added, parent, run, allowed = _trials(problem, records, mixtures, sizes, steps)
     return Grid(
         problem, records, surrogate, mixtures, sizes, steps,
         basis=surrogate.grid(mixtures, sizes, steps, reference, run.ravel()),
@@ -122,7 +122,7 @@ def _with_tested(problem: Problem, mixtures: Array, seen: Array, surrogate: Surr
     return mixtures[np.sort(first)]
 
 
-def trials(
+def _trials(
     problem: Problem, records: Sequence[Record], mixtures: Array, sizes: Ints, steps: Array
 ) -> tuple[Array, Ints, Ints, NDArray[np.bool_]]:
     """Added FLOPs, trial to continue and the run it belongs to (-1: none), and permission of every candidate, each (C, F)."""
