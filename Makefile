@@ -36,7 +36,7 @@ lint: setup  ## Style and types
 	$(BIN)/mypy
 
 bench: setup  ## Every benchmark in its quick form
-	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script --quick || exit 1; done
+	@for script in benchmarks/[a-z]*.py; do printf '\n== %s --quick\n' $$script; $(BIN)/python $$script --quick || exit 1; done
 
 clean:  ## Remove the environment and caches (never runs/)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

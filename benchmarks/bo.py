@@ -145,8 +145,9 @@ def report(title: str, strategy: str, studies: list[Study], gap: float, budget: 
     reach = quantiles([arrival(study, 0.1 * gap) for study in studies])
     worst = {cut: max(at(study, cut) for study in studies) for cut in cuts}
     seconds = [s for study in studies for s in study.seconds]
-    cells = "  ".join(f"{cut:g}: {q[0]:.4f} [{q[1]:.4f}-{q[2]:.4f}]" for cut, q in row.items())
-    print(f"{title:<22}{strategy:<12}{len(studies):>3} seeds  10 % of the gap from {reach[0]:.2f} FRE   {cells}", flush=True)
+    cells = "  ".join(f"{cut:g}: {q[0]:.4f} [{q[1]:.4f}-{q[2]:.4f}]" for cut, q in row.items() if np.isfinite(q[0]))
+    arrived = f"{reach[0]:.2f}" if np.isfinite(reach[0]) else f"> {budget:g}"
+    print(f"{title:<22}{strategy:<12}{len(studies):>5}  {arrived:>12}  {cells}", flush=True)
     return {"regret": row, "worst": worst, "arrival": reach, "seconds": statistics.mean(seconds), "slowest": max(seconds), "gap": gap}
 
 
@@ -229,6 +230,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    print(f"{'problem':<22}{'strategy':<12}seeds  10 % of gap  FRE: median regret [quartiles] once so many were spent")
     if args.emulator:
         results = emulated(args.emulator, args.metrics, args.strategies, args.seeds, args.budget, args.noise, args.cache)
     elif args.quick:

@@ -15,6 +15,7 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -124,7 +125,7 @@ def table(runs: list[dict[str, Any]], verdicts: list[dict[str, Any]]) -> str:
         lines.append(f"| {name} | {floor:.3f} | {excess:.4f} | {each} |")
     lines += ["", "| claim | difference of excess | verdict |", "|---|---|---|"]
     for row in verdicts:
-        gap = f"{row['difference']:+.4f} ± {row['se']:.4f}"
+        gap = f"{row['difference']:+.4f}" + (f" ± {row['se']:.4f}" if math.isfinite(row["se"]) else " (one seed)")
         lines.append(f"| {row['claim']}: {row['harder']} - {row['easier']} | {gap} | {row['verdict']} |")
     return "\n".join(lines)
 
