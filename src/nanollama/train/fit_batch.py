@@ -2,7 +2,7 @@
 
     python -m src.nanollama.train.fit_batch script=MODULE [memory=8G] [run_dir=PATH] config=FILE [key=value ...]
 
-Every size is tried for real: three training steps in a fresh process, whose peak memory is measured (a GPU's allocator, or on a CPU the
+Every size is tried for real: a few training steps in a fresh process, whose peak memory is measured (a GPU's allocator, or on a CPU the
 process with everything in it). ``memory`` is the bound; default: 95 % of the GPU, or what this machine has available now. Prints a table
 and, with ``run_dir``, writes ``fit_batch.json`` there. Exit codes: 0 done, 2 wrong input, 3 nothing fits.
 """
@@ -26,7 +26,10 @@ from ..config.schema import ModelConfig, OptimConfig, TrainConfig
 from ..config.tool import run_tool
 from ..profiler import flops
 
-STEPS = 3
+# From the second step on the optimiser's state is there too, and on a CPU the largest batches take half a minute each; what is
+# compiled may be compiled once more, and a graph is recorded after a few.
+STEPS = {"eager": 2, "compile": 3, "cudagraph": 7}
+NEAR = 0.95  # of the bound: with less than 5 % more sequences promised, the search ends there instead of stepping over it
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -61,6 +64,8 @@ def search(measure: Callable[[int], Trial], bound: int, limit: int = 1 << 20) ->
         assert low.peak is not None and before.peak is not None
         slope = max(1.0, (low.peak - before.peak) / (low.batch - before.batch))
         promised = low.batch + int((bound - low.peak) / slope)
+        if low.peak > NEAR * bound and promised - low.batch <= max(1, low.batch // 20):
+            break
         guess = min(max(promised, low.batch + 1), 8 * low.batch, high - 1)
     return trials
 
@@ -106,8 +111,7 @@ def measure(parts: dict[str, Any]) -> dict[str, float]:
     here = Ranks(0, 1, pick_device(train.device))
     state = TrainState(Transformer(model_cfg).to(here.device), train, OptimConfig(**parts["optim"]), here)
     step = Step(state, train, OptimConfig(**parts["optim"]), here)
-    steps = STEPS + (4 if train.mode == "cudagraph" else 0)  # the recording comes after a few steps
-    for i in range(steps):
+    for i in range(STEPS[train.mode]):
         tokens = torch.randint(model_cfg.vocab_size or 1, (batch, parts["seq_len"] + 1), device=here.device)
         float(step.norm)  # wait for the device
         began = time.perf_counter()
