@@ -21,9 +21,9 @@ from hmmlearn.hmm import CategoricalHMM
 from sampler import draw
 
 from src.apps.gssm import calibrate, graph, kernels
-from src.apps.gssm.config import NodeConfig
 from src.apps.gssm.filter import Filter
 from src.apps.gssm.measure_config import MeasureConfig
+from src.apps.gssm.node import NodeConfig
 from src.apps.gssm.sampler import Sampler
 
 GRAPHS = {

@@ -19,7 +19,7 @@ from _rounds import arguments, ratio, save, seconds
 from hmmlearn.hmm import CategoricalHMM
 
 from src.apps.gssm import graph, kernels
-from src.apps.gssm.config import NodeConfig
+from src.apps.gssm.node import NodeConfig
 from src.apps.gssm.sampler import Sampler
 
 GRAPHS = {"4 latents, V=32": (4, 32, 1e-3, 0.125), "8 latents, V=64": (8, 64, 1e-3, 4e-3)}

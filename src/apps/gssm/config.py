@@ -27,21 +27,10 @@ from src.nanollama.config.schema import (
 from src.nanollama.data.mixture import check_weights
 from src.nanollama.train.resolve import VOLATILE, resolve_training
 
+from . import graph
+from .node import NodeConfig
+
 EXPERIMENTS = "src/apps/gssm/configs"
-
-
-@config
-class NodeConfig:
-    """One discrete node of the graph. The node named ``X`` (or the one marked ``observed``) is the token."""
-
-    name: str
-    state_dim: Positive
-    parents: tuple[str, ...] = ()
-    # Dirichlet concentration: one number, or one per state; None: alpha_X for an observed node, alpha_Z for a latent one
-    alpha: PositiveFloat | tuple[PositiveFloat, ...] | None = None
-    mode: Literal["default", "dead", "slow", "context"] = "default"
-    kernel_type: Literal["fullrank", "product"] = "fullrank"
-    observed: bool | None = None  # None: True for the node named X
 
 
 @config
@@ -89,8 +78,6 @@ class GssmConfig:
 
 def resolve(cfg: GssmConfig) -> GssmConfig:
     """Take the chosen setup, derive the vocabulary, complete the model's shape. Idempotent."""
-    from . import graph
-
     if not cfg.gssm:
         raise ConfigError("gssm is empty: name a config (experiment=debug, config=FILE) or list the nodes of the graph under gssm")
     if cfg.data.source == "files" and not cfg.data.path:
@@ -103,8 +90,6 @@ def resolve(cfg: GssmConfig) -> GssmConfig:
 
 
 def _resolve_mixture(cfg: GssmConfig) -> GssmConfig:
-    from . import graph
-
     if cfg.setup or cfg.data.source != "onfly" or not cfg.setups:
         raise ConfigError("data.weights mixes all setups on the fly: give setups, and neither setup nor data.source=files")
     try:

@@ -13,12 +13,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from src.nanollama.config.errors import ConfigError
 
-if TYPE_CHECKING:
-    from .config import NodeConfig
+from .node import NodeConfig
 
 MAX_STATE_DIM = 2**16  # an alias entry keeps the other symbol in at most 16 of its 32 bits
 MAX_VOCAB = 2**16

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from src.apps.gssm import graph
-from src.apps.gssm.config import NodeConfig
 from src.apps.gssm.kernels import Kernels
+from src.apps.gssm.node import NodeConfig
 
 State = tuple[int, ...]
 

@@ -7,9 +7,9 @@ from naive_gssm import reference_graph
 from test_difficulty import command
 
 from src.apps.gssm import calibrate
-from src.apps.gssm.config import NodeConfig
 from src.apps.gssm.difficulty import Estimate
 from src.apps.gssm.measure_config import CalibrateConfig, MeasureConfig, SolveConfig, family, resolve_calibrate
+from src.apps.gssm.node import NodeConfig
 from src.nanollama.config import ConfigError
 
 QUICK = MeasureConfig(tokens=32_768, sequences=128)

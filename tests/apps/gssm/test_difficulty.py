@@ -7,9 +7,9 @@ import pytest
 from naive_gssm import reference_graph, steps
 
 from src.apps.gssm import difficulty, graph, kernels
-from src.apps.gssm.config import NodeConfig
 from src.apps.gssm.filter import Filter
 from src.apps.gssm.measure_config import DifficultyConfig, LogGrid, MapConfig, MeasureConfig, resolve_difficulty, settings
+from src.apps.gssm.node import NodeConfig
 from src.apps.gssm.sampler import Sampler
 from src.nanollama.config import ConfigError
 

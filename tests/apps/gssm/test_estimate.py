@@ -6,9 +6,9 @@ import pytest
 from naive_gssm import reference_graph
 
 from src.apps.gssm import difficulty, estimate, graph, kernels
-from src.apps.gssm.config import NodeConfig
 from src.apps.gssm.filter import Filter
 from src.apps.gssm.measure_config import MeasureConfig
+from src.apps.gssm.node import NodeConfig
 from src.apps.gssm.sampler import Sampler
 from src.nanollama.config import ConfigError
 

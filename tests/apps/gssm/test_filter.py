@@ -9,7 +9,7 @@ from naive_gssm import graphs, predictive, reference_graph, steps
 
 from src.apps.gssm import filter as exact
 from src.apps.gssm import graph, kernels
-from src.apps.gssm.config import NodeConfig
+from src.apps.gssm.node import NodeConfig
 from src.apps.gssm.sampler import Sampler
 from src.nanollama.config import ConfigError
 

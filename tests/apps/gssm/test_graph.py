@@ -5,7 +5,7 @@ import pytest
 from naive_gssm import reference_graph
 
 from src.apps.gssm import graph
-from src.apps.gssm.config import NodeConfig
+from src.apps.gssm.node import NodeConfig
 from src.nanollama.config import ConfigError
 
 

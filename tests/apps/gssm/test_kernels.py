@@ -6,7 +6,7 @@ from naive_gssm import reference_graph
 from scipy import special, stats
 
 from src.apps.gssm import graph, kernels
-from src.apps.gssm.config import NodeConfig
+from src.apps.gssm.node import NodeConfig
 
 
 def rng(seed=0):

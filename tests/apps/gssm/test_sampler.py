@@ -6,7 +6,7 @@ from naive_gssm import graphs, predictive, reference_graph, steps, token_of
 from scipy import stats
 
 from src.apps.gssm import alias, graph, kernels
-from src.apps.gssm.config import NodeConfig
+from src.apps.gssm.node import NodeConfig
 from src.apps.gssm.sampler import Sampler
 
 
