@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from src.apps.mixbo.compare.__main__ import main
 from src.apps.mixbo.compare.page import compare_page
 from src.apps.mixbo.compare.runs import find_sweeps
-from src.apps.mixbo.compare.stats import at, cost_to_stay, median_cost
+from src.apps.mixbo.compare.stats import at, cost_to_stay, median_cost, shared
 from src.nanollama.config import ConfigError
 
 CURVES = st.lists(st.tuples(st.floats(0.1, 10), st.floats(0, 1)), min_size=1, max_size=8, unique_by=lambda point: point[0]).map(sorted)
@@ -24,6 +24,12 @@ def test_step_function_holds_the_last_value_seen(curve: list[tuple[float, float]
     seen = [value for c, value in curve if c <= cost * (1 + 1e-12)]
     found = at(curve, np.array([cost]))[0]
     assert found == seen[-1] if seen else np.isnan(found)
+
+
+@given(st.lists(CURVES, max_size=4))
+def test_shared_costs_are_those_at_which_no_curve_is_made_up(curves: list[list[tuple[float, float]]]) -> None:
+    within = [cost for curve in curves for cost, _ in curve if all(other[0][0] <= cost <= other[-1][0] for other in curves)]
+    assert shared(curves).tolist() == sorted(set(within))
 
 
 @given(CURVES, st.floats(0, 1))

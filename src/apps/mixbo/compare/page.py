@@ -15,7 +15,7 @@ from ..style import FULL_RUNS, LOG, Trace
 from .bought import bought_section, reasons_section
 from .comparison import FLOOR, SHARES, Comparison, band
 from .runs import SweepRun
-from .stats import at, grid
+from .stats import at, grid, shared
 
 
 def compare_page(runs: Sequence[SweepRun]) -> Page:
@@ -29,7 +29,7 @@ def compare_page(runs: Sequence[SweepRun]) -> Page:
 
 def lead(c: Comparison) -> str:
     """Which strategy is ahead, in words."""
-    seeds = "seed" if len(c.runs) == len(c.labels) else "seeds, medians"
+    seeds = "one seed each" if len(c.runs) == len(c.labels) else "medians over seeds"
     if not c.known:
         return (
             f"The predicted value of each study's recommendation against its cost, over {len(c.runs)} sweeps ({seeds}). "
@@ -45,7 +45,7 @@ def lead(c: Comparison) -> str:
 
 def _summary(c: Comparison) -> Section:
     what = "regret" if c.known else "predicted"
-    columns = [Column("Strategy", numeric=False), Column("Sweeps"), Column("Trials", "median"), Column("Spent", "full runs, median")]
+    columns = [Column("Strategy", numeric=False), Column("Sweeps"), Column("Trials", "median"), Column("Spent", "full runs")]
     columns += [Column(f"Final {what}", "median"), Column("Quartiles")]
     columns += (
         [Column(f"To {100 * share:.0f} %", "full runs (sweeps)") for share in SHARES] if c.known else [Column("Best measured", "median")]
@@ -56,7 +56,7 @@ def _summary(c: Comparison) -> Section:
         runs = c.of(label)
         trials = np.median([run.history[-1]["trials"] for run in runs])
         row: list[Cell] = [Chip(label, c.colour[label]), str(len(runs)), f"{trials:.0f}", f"{np.median([run.spent for run in runs]):.3g}"]
-        row += [significant(middle), f"{significant(low, 3)} … {significant(high, 3)}"]
+        row += [significant(middle), f"{significant(low, 2)} … {significant(high, 2)}"]
         if c.known:
             row += [f"{found} ({found.reached}/{found.runs})" for share in SHARES if (found := c.reached(label, share))]
         else:
@@ -101,13 +101,13 @@ def _measured(c: Comparison, label: str) -> list[Trace]:
 
 
 def _differences(c: Comparison) -> Section | None:
-    """Every strategy against the reference on the same seeds, over the cost."""
+    """Every strategy against the reference on the same seeds, over the costs that all of these sweeps came to."""
     traces: list[Trace] = []
     for label in c.labels:
         partners = {run.seed: run for run in c.of(c.reference)} if label != c.reference else {}
         both = [(c.curve(run), c.curve(partners[run.seed])) for run in c.of(label) if run.seed in partners]
-        if both:
-            costs = grid([curve for pair in both for curve in pair])
+        costs = shared([curve for pair in both for curve in pair])
+        if len(costs):
             mine, theirs = (np.array([at(curve, costs) for curve in side]) for side in zip(*both, strict=True))
             ratio = mine / theirs if c.known else mine - theirs
             traces += band(label, c.colour[label], costs, [list(zip(costs, row, strict=True)) for row in ratio], ".3~g")
@@ -117,7 +117,7 @@ def _differences(c: Comparison) -> Section | None:
     how = "regret, divided by that of" if c.known else "predicted value, minus that of"
     maximise = c.runs[0].problem.metric.maximise and not c.known
     ahead = f"{c.reference} is ahead {'below' if maximise else 'above'} {1 if c.known else 0}"
-    caption = f"Sweeps of the same seed, compared at the same cost: median and quartiles over pairs; {ahead}."
+    caption = f"Sweeps of the same seed, compared at the same cost, as far as all of them went: median and quartiles over pairs; {ahead}."
     figure = Figure(traces, {"xaxis": FULL_RUNS, "yaxis": axis}, caption, f"{how} {c.reference}", 360)
     return Section(f"Against {c.reference} over time", [figure])
 

@@ -20,6 +20,14 @@ def grid(curves: Sequence[Steps]) -> Array:
     return costs[np.unique(np.linspace(0, len(costs) - 1, POINTS).astype(int))]
 
 
+def shared(curves: Sequence[Steps]) -> Array:
+    """``grid`` from where the last curve begins to where the first one ends: beyond, one study would be judged by what it never spent."""
+    if not curves:
+        return np.empty(0)
+    costs = grid(curves)
+    return costs[(costs >= max(curve[0][0] for curve in curves)) & (costs <= min(curve[-1][0] for curve in curves))]
+
+
 def at(curve: Steps, costs: Array) -> Array:
     """Value of a step function at each cost: NaN before it begins, the last value after it ends (a stopped study keeps its answer)."""
     x, y = (np.array(column, dtype=float) for column in zip(*curve, strict=True))

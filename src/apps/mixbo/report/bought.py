@@ -42,7 +42,7 @@ def _timeline(sweep: Sweep) -> Figure:
         if chosen:
             traces.append(_dots(sweep, name, symbol, chosen))
     bar = {
-        "title": {"text": "step", "side": "top"},
+        "title": {"text": "step", "side": "right"},  # on top it would touch the highest label
         "thickness": 10,
         "len": 0.9,
         "outlinewidth": 0,
