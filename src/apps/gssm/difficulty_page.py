@@ -116,7 +116,8 @@ def profile(rows: Sequence[Row]) -> Figure:
                 "x": [1, max([16, *map(_number, windows)])], "y": [row["bayes_loss"]] * 2, "name": f"{row['name']}: whole past",
                 "mode": "lines", "line": {"color": colour, "dash": "dash"}, "hovertemplate": "whole past: %{y:.4f}<extra></extra>",
             })  # fmt: skip
-    layout = {"xaxis": {"type": "log", "title": {"text": "tokens seen before the predicted one"}}, "yaxis": {"rangemode": "tozero"}}
+    seen = {"type": "log", "dtick": "D2", "tickformat": "~s", "title": {"text": "tokens seen before the predicted one"}}
+    layout = {"xaxis": seen, "yaxis": {"rangemode": "tozero"}}
     caption = "Where the line meets the dashed one, a longer context is worth nothing; counting falls behind where contexts become rare."
     return Figure(traces, layout, caption, title="loss, nats per token")
 

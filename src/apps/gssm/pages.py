@@ -14,7 +14,7 @@ Trace = dict[str, Any]
 
 LAYERS = {"title": {"text": "layer (0: the embedding)"}, "dtick": 1}
 START = "Every sequence starts in the same, known state of the graph, so its first tokens are the easiest."
-POSITION = {"title": {"text": "position in the sequence"}, "type": "log", "dtick": "D2"}
+POSITION = {"title": {"text": "position in the sequence"}, "type": "log", "dtick": "D2", "tickformat": "~s"}
 
 
 def line(name: str, x: Sequence[float], y: Sequence[float], colour: str, **more: Any) -> Trace:
@@ -155,8 +155,9 @@ def scaling_page(found: Found) -> Page:
             low, high = curve["x"][0], curve["x"][-1]
             x = [low * (high / low) ** (k / (len(curve["line"]) - 1)) for k in range(len(curve["line"]))]
             traces.append(line(curve["name"], x, curve["line"], series_colour(i), showlegend=False))
-    logarithmic = {"type": "log", "dtick": "D2", "tickformat": "~g"}
-    layout = {"xaxis": {"title": {"text": UNITS[found["x"]]}, **logarithmic}, "yaxis": logarithmic}
+    logarithmic = {"type": "log", "dtick": "D2"}
+    x_axis = logarithmic | {"title": {"text": UNITS[found["x"]]}, "tickformat": "~s"}
+    layout = {"xaxis": x_axis, "yaxis": logarithmic | {"tickformat": "~g"}}
     which = "at the end of training" if found["loss"] == "final" else "at its lowest"
     caption = (
         f"Held-out excess {which}; bars are one standard error over repetitions. No line is drawn where the points do not determine one."

@@ -8,7 +8,7 @@ UNKNOWN = "–"
 
 
 def si(value: float | None, digits: int = 3) -> str:
-    """With an SI prefix: 12345 -> ``12.3 k``."""
+    """With an SI prefix, which stays on the number's line: 12345 -> ``12.3 k``."""
     if value is None:
         return UNKNOWN
     if value == 0:
@@ -17,7 +17,7 @@ def si(value: float | None, digits: int = 3) -> str:
     scaled = float(f"{value / 1000**exponent:.{digits}g}")
     if abs(scaled) >= 1000 and exponent < 6:
         scaled, exponent = scaled / 1000, exponent + 1
-    return f"{scaled:g} {' kMGTPE'[exponent]}".rstrip()
+    return f"{scaled:g}\N{NO-BREAK SPACE}{' kMGTPE'[exponent]}".rstrip()
 
 
 def fixed(value: float | None, decimals: int = 4) -> str:

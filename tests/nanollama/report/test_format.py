@@ -24,12 +24,12 @@ from src.nanollama.report.format import duration, fixed, plus_minus, si
     ],
 )
 def test_si(value: float | None, text: str) -> None:
-    assert si(value) == text
+    assert si(value) == text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 @given(st.floats(1e-2, 1e17))
 def test_si_is_the_number_to_three_digits(value: float) -> None:
-    number, _, prefix = si(value).partition(" ")
+    number, _, prefix = si(value).partition("\N{NO-BREAK SPACE}")
     assert float(number) * 1000 ** " kMGTPE".index(prefix or " ") == pytest.approx(value, rel=0.0051)
 
 

@@ -61,7 +61,7 @@ def fit_section(story: Story) -> Section | None:
         x = [low * (high / low) ** (i / 60) for i in range(61)]
         curve = [float(story.law.loss(value)) for value in x]
         traces.append({"x": x, "y": curve, "name": "fit", "mode": "lines", "line": {"color": series_colour(2), "dash": "dash"}})
-    layout = {"xaxis": {"title": {"text": "parameters"}, "type": "log"}, "yaxis": {}}
+    layout = {"xaxis": {"title": {"text": "parameters"}, "type": "log", "tickformat": "~s"}, "yaxis": {}}
     caption = law_words(story.law) if story.law else "Too few sizes for a curve."
     lines = [Prose(line) for line in fit_lines(story)[1 if story.law else 0 :]]
     return Section("Loss against parameters", [Figure(traces, layout, caption, "held-out loss, nats per token"), *lines])

@@ -28,7 +28,7 @@ LONGER = 1.5  # training steps of the next cohort
 def decide(policy: Policy, state: State, results: Results) -> Step:
     """The next step."""
     if state.accepted >= policy.options.num_iterations:
-        return Stop(f"growth.num_iterations = {policy.options.num_iterations} steps are made")
+        return Stop(f"growth.num_iterations = {policy.options.num_iterations}: that many steps are made")
     if not state.batches:
         return Measure(Batch((state.incumbent,), _fresh(policy, state, state.noise), "baseline"), ())
     missing = [ask for batch in state.batches for ask in state.asks(batch) if ask not in results.trainings]

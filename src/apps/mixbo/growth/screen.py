@@ -46,7 +46,7 @@ def path_table(story: Story) -> Table:
 def headline(story: Story) -> str:
     """One line: how far, and whether it goes on."""
     running = sum(record.status == "running" for record in story.records)
-    counts = f"{story.state.accepted} steps accepted, {len(story.records)} trials"
+    counts = f"{story.state.accepted} {'step' if story.state.accepted == 1 else 'steps'} accepted, {len(story.records)} trials"
     return counts + (f", {running} running" if running else "") + (f"; stopped: {story.reason}" if story.reason else "")
 
 
