@@ -41,6 +41,26 @@ def test_a_size_below_leaves_open_what_the_target_has_of_its_own(length_2: float
     assert across / (at * there) ** 0.5 == pytest.approx((1 + r) * np.exp(-r), rel=1e-6)
 
 
+def test_coregionalisation_is_its_formula() -> None:
+    kernel, rng = SurrogateKernel(3, 1, problem(simulator()).surrogate), np.random.default_rng(2)
+    kernel.theta.data[:] = torch.as_tensor(rng.normal(0, 0.5, kernel.theta.shape))
+    kernel.theta.data[:, kernel.layout["level"]] = -np.inf  # what all mixtures share cancels in differences, but for rounding
+    part = {name: kernel.theta.detach().numpy()[0, where] for name, where in kernel.layout.items()}
+    (v, w), x, y = np.sqrt(MIXTURES[:2] + 0.01), np.array([0.3, 0.6]), np.array([0.9, 1.0])
+    length = np.exp(part["length"] + part["domain"])
+    r = np.sqrt(3 * (((x - y) / np.exp(part["fidelity_length"])) ** 2).sum())
+    at_x, at_y = (part["common"][0] + part["drift"] @ (1 - at) for at in (x, y))
+    first = at_x * at_y + np.exp(2 * part["amplitude"][0]) * (1 + r) * np.exp(-r)
+    second = (part["loading_2"] @ (1 - x)) * (part["loading_2"] @ (1 - y))
+    far = [np.sqrt(5 * (((v - w) / scale) ** 2).sum()) for scale in (length, length * np.exp(part["length_2"]))]
+    forgotten = [1 - (1 + d + d * d / 3) * np.exp(-d) for d in far]
+    grown = np.exp(part["growth"] @ (x + y - 2))
+    rows_of = [Inputs.product(torch.as_tensor(MIXTURES[:2]), torch.as_tensor(at)[None]) for at in (x, y)]
+    less = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    found = float(less @ kernel.covariance(*rows_of)[0].detach() @ less)
+    assert found == pytest.approx(2 * grown * (first * forgotten[0] + second * forgotten[1]), rel=1e-6)
+
+
 def test_a_fit_turns_back_from_a_covariance_without_a_factor(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = simulator()
     posed = problem(objective)
