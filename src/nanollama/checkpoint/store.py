@@ -112,7 +112,9 @@ class Store:
         self.ranks.barrier()
         with quiet():
             if self.cfg.asynchronous:
-                future = dcp.async_save(dict(tensors), checkpoint_id=scratch, process_group=self._group, no_dist=self.ranks.world == 1)
+                # without a writer of our own DCP copies again, through the stream that the training computes on
+                writer = dcp.FileSystemWriter(scratch)
+                future = dcp.async_save(dict(tensors), storage_writer=writer, process_group=self._group, no_dist=self.ranks.world == 1)
                 assert isinstance(future, Future)
                 self._writing = _then(future, lambda: self._publish(scratch, target, prune))
             else:
@@ -198,12 +200,18 @@ def load(path: Path, tensors: Tensors, ranks: Ranks) -> dict[str, Any]:
 
 
 def _stored(tensors: Tensors, stored: Metadata) -> dict[str, Any]:
-    """``tensors`` without those optional ones that the checkpoint lacks: of another precision, or of fewer ranks."""
-    found = dict(tensors)
-    for key in OPTIONAL & tensors.keys():
-        held = {name.split(".")[1] for name in stored.state_dict_metadata if name.startswith(f"{key}.")}
-        found[key] = {name: value for name, value in tensors[key].items() if name in held}
-    return found
+    """``tensors`` without those optional ones that the checkpoint lacks: of another precision, of fewer ranks, or of another device."""
+    return dict(tensors) | {key: _held(tensors[key], key, stored) for key in OPTIONAL & tensors.keys()}
+
+
+def _held(part: Tensors, where: str, stored: Metadata) -> dict[str, Any]:
+    """What of ``part`` the checkpoint has, without branches that it knows nothing of."""
+    inside = {name: _held(value, f"{where}.{name}", stored) if isinstance(value, Mapping) else value for name, value in part.items()}
+    return {
+        name: value
+        for name, value in inside.items()
+        if (value if isinstance(value, dict) else f"{where}.{name}" in stored.state_dict_metadata)
+    }
 
 
 def _check_shapes(path: Path, stored: Metadata, model: Mapping[str, torch.Tensor]) -> None:

@@ -183,3 +183,11 @@ def test_a_failed_evaluation_keeps_its_checkpoint_and_says_so(tmp_path, caplog, 
     assert "evaluation of checkpoint 4 failed" in caplog.text
     assert numbered(tmp_path / "checkpoints") == [4, 8, 12]
     assert all((tmp_path / "checkpoints" / s / PIN).exists() for s in ("4", "8"))
+
+
+def test_a_checkpoint_of_another_device_has_no_random_state_for_this_one_and_loads(tmp_path) -> None:
+    store = Store(tmp_path, HERE, CheckpointConfig())
+    path = store.save(1, {"model": {"w": torch.ones(3)}, "rng": {"0": {"cpu": torch.full((4,), 5)}}}, {"step": 1})
+    here = {"model": {"w": torch.zeros(3)}, "rng": {"0": {"cpu": torch.zeros(4, dtype=torch.int64), "cuda": torch.zeros(4)}}}
+    assert load(path, here, HERE) == {"step": 1}
+    assert here["model"]["w"].eq(1).all() and here["rng"]["0"]["cpu"].eq(5).all()
