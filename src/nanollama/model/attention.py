@@ -42,7 +42,8 @@ class Heads(nn.Module):
         if cache is not None:
             k, v = cache.write(k, v, at)
         if isinstance(at.mask, BlockMask):
-            y = _flex()(q, k, v, block_mask=at.mask, enable_gqa=self.nb_heads != self.kv_heads)
+            flex = flex_attention if torch.compiler.is_compiling() else _flex()
+            y = flex(q, k, v, block_mask=at.mask, enable_gqa=self.nb_heads != self.kv_heads)
         else:
             causal, grouped = at.mask is None, self.nb_heads != self.kv_heads
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=at.mask, is_causal=causal, enable_gqa=grouped)

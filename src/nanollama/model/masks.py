@@ -20,6 +20,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # sequence, head, query, key -> whether the query sees the key
 Mask = Tensor | BlockMask | None  # dense (B, 1, T, S), True where seen; sparse blocks; None: causal
+FLEX_FROM = 16  # features of a head; FlexAttention's kernels on a GPU multiply no narrower matrices
 
 
 def rule(documents: Tensor | None, window: int | None) -> Rule:
@@ -62,15 +63,20 @@ def cached(positions: Tensor, capacity: int, window: int | None) -> Tensor:
     return seen[:, None]
 
 
-def build(documents: Tensor | None, window: int | None, kernel: str, tokens: Tensor) -> Mask:
+def build(documents: Tensor | None, window: int | None, kernel: str, tokens: Tensor, narrowest: int = FLEX_FROM) -> Mask:
     """The mask of one forward pass over (B, T) ``tokens``; None where plain causal attention will do.
 
     Args:
         kernel: ``ModelConfig.masked_attention``.
+        narrowest: features of a head, the fewer of queries and values.
     """
     batch, length = tokens.shape
     if documents is None and (window is None or window >= length):
         return None
-    flex = kernel == "flex" or (kernel == "auto" and tokens.device.type == "cuda")
-    make = sparse if flex else dense
+    make = sparse if by_blocks(kernel, tokens.device, narrowest) else dense
     return make(rule(documents, window), batch, length, tokens.device)
+
+
+def by_blocks(kernel: str, device: torch.device, narrowest: int) -> bool:
+    """Whether ``ModelConfig.masked_attention`` means FlexAttention on this device, with heads of at least ``narrowest`` features."""
+    return kernel == "flex" or (kernel == "auto" and device.type == "cuda" and narrowest >= FLEX_FROM)

@@ -80,6 +80,7 @@ class Transformer(nn.Module):
         self.head = None if cfg.tie_embeddings else Linear(cfg.emb_dim, vocab)
         self.register_buffer("inv_freq", inverse_frequencies(cfg), persistent=False)
         self.rope_magnitude = magnitude(cfg)
+        self.narrowest = min((min(m.qk_dim, m.v_dim) for m in self.modules() if isinstance(m, Heads)), default=masks.FLEX_FROM)
         self.init_weights(seed=0)
 
     @torch.no_grad()
@@ -136,7 +137,7 @@ class Transformer(nn.Module):
             (B, T, vocab_size) logits of the next token.
         """
         x = self.embed(tokens)
-        mask = masks.build(documents, self.cfg.window, self.cfg.masked_attention, tokens)
+        mask = masks.build(documents, self.cfg.window, self.cfg.masked_attention, tokens, self.narrowest)
         cos, sin = self._rotation(torch.arange(tokens.shape[1], device=x.device), x)
         at = Context(cos, sin, mask, documents)
         for layer in self.layers:

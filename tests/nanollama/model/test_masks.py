@@ -42,6 +42,13 @@ def test_both_kernels_agree(window: int | None) -> None:
     torch.testing.assert_close(by_sdpa, by_flex, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("head_dim", "device", "flex"), [(8, "cuda", False), (16, "cuda", True), (24, "cuda", True), (24, "cpu", False)])
+def test_heads_too_narrow_for_flex_attention_do_without_it(head_dim: int, device: str, flex: bool) -> None:
+    model = Transformer(ModelConfig(vocab_size=5, emb_dim=2 * head_dim, nb_heads=2, nb_layers=1))
+    assert masks.by_blocks("auto", torch.device(device), model.narrowest) == flex
+    assert masks.by_blocks("flex", torch.device(device), model.narrowest) and not masks.by_blocks("sdpa", torch.device(device), 64)
+
+
 def test_packed_documents_get_what_they_would_get_alone() -> None:
     model = Transformer(ModelConfig(vocab_size=19, emb_dim=32, nb_layers=2, nb_heads=4, nb_kv_heads=2))
     first, second = torch.randint(19, (2, 30), generator=torch.Generator().manual_seed(0))
