@@ -34,7 +34,8 @@ class Captured:
             self.input = tokens.clone()
             torch.cuda.synchronize()
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, stream=self.stream):  # records without running
+            # records without running; what other threads ask of CUDA meanwhile (pinned batches) is none of its business
+            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.work(self.input)
             self.graph.replay()
         self.calls += 1

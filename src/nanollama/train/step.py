@@ -65,11 +65,18 @@ class Step:
         self.norm = torch.zeros((), device=ranks.device)
         self.run: Callable[[Tensor], None] = self._update
         if train.mode == "cudagraph":
-            self.lap = lambda phase: None  # no time can be taken inside a graph
-            self.run = Captured(self._update)
+            whole, self.lap = self.lap, lambda phase: None  # no time can be taken inside a graph
+            captured = Captured(self._update)
+
+            def replay(tokens: Tensor) -> None:
+                captured(tokens)
+                whole("graph")
+
+            self.run = replay
 
     def _compiled(self) -> Callable[[Tensor], Tensor]:
         """Shards are gathered block by block, so there the blocks are compiled one by one."""
+        torch.compiler.reset()  # what an earlier run of this process compiled would make our shapes dynamic, and count against the limit
         if self.train.parallel == "fsdp" and self.ranks.world > 1:
             for block in self.state.model.layers:  # type: ignore[union-attr]
                 block.compile()

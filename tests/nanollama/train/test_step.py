@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from toy_training import Counting, ToyConfig, run_toy
 
 from src.nanollama.config import ConfigError, RunFailed
@@ -144,6 +145,27 @@ def test_compiled_steps_equal_eager_ones(tmp_path) -> None:
     assert compiled == pytest.approx(eager, rel=1e-4)
 
 
+def test_a_captured_step_is_timed_as_a_whole(monkeypatch) -> None:
+    monkeypatch.setattr("src.nanollama.train.step.Captured", lambda work: work)  # without CUDA nothing can be captured
+    cfg, laps = ToyConfig(), []
+    train = replace(cfg.train, mode="cudagraph", micro_batch=2)
+    step = Step(TrainState(Transformer(cfg.model), train, cfg.optim, HERE), train, cfg.optim, HERE, laps.append)
+    step.forward = step.objective  # uncompiled
+    step(0, TOKENS)
+    assert laps == ["graph"]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_models_trained_one_after_another_are_all_compiled_for_their_own_shape() -> None:
+    cfg = ToyConfig(train=replace(ToyConfig().train, mode="compile"))
+    with torch._dynamo.config.patch(recompile_limit=2):
+        counters.clear()
+        for emb_dim in (4, 8, 12):
+            build(replace(cfg, model=replace(cfg.model, emb_dim=emb_dim)))[1](0, TOKENS)
+    assert counters["stats"]["unique_graphs"] == 3
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode", "ignore:TensorFloat32 tensor cores")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_captured_steps_equal_eager_ones_and_nothing_waits_for_the_device(name: str) -> None:
@@ -156,10 +178,12 @@ def test_captured_steps_equal_eager_ones_and_nothing_waits_for_the_device(name: 
         state = TrainState(model, train, cfg.optim, here)
         step = Step(state, train, cfg.optim, here)
         found = []
-        for i in range(12):
-            torch.cuda.set_sync_debug_mode("error" if i > 5 else "default")
-            step(i, tokens)
-            found.append(step.norm.clone())
-        torch.cuda.set_sync_debug_mode("default")
+        try:
+            for i in range(12):
+                torch.cuda.set_sync_debug_mode("error" if i > 5 else "default")
+                step(i, tokens)
+                found.append(step.norm.clone())
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
         norms[mode] = torch.stack(found).tolist()
     assert norms["cudagraph"] == pytest.approx(norms["eager"], rel=1e-2)
