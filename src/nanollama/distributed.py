@@ -101,7 +101,12 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError("train.device = cuda, but torch sees no CUDA device; use train.device=cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if local >= torch.cuda.device_count():
+        raise ConfigError(
+            f"local rank {local} has no GPU: torch sees {torch.cuda.device_count()}; start fewer processes or use train.device=cpu"
+        )
+    device = torch.device("cuda", local)
     torch.cuda.set_device(device)
     return device
 

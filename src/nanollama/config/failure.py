@@ -20,6 +20,8 @@ from .ranks import rank, shared_store, world_size
 PERIOD_S = 0.5  # between two looks at the others
 GRACE_S = 3.0  # for a rank to fail on its own, with its own last words in its log
 PATIENCE_S = 10.0  # for rank 0 to write down how the run ended
+# torch's allocators (GPU, CPU), CUDA itself (loading a module, recording a graph), cuBLAS
+NO_MEMORY = ("OutOfMemoryError", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,13 @@ class Failure:
 
 def unexpected(error: Exception) -> tuple[str, str]:
     """Status and text of an error that nobody raised on purpose."""
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return "oom" if out_of_memory else "error", "".join(traceback.format_exception(error))
+    text = "".join(traceback.format_exception(error))
+    return "oom" if isinstance(error, MemoryError) or out_of_memory(f"{type(error).__name__}: {error}") else "error", text
+
+
+def out_of_memory(text: str) -> bool:
+    """Whether an error's text says that a device's or the host's memory is full."""
+    return any(sign in text for sign in NO_MEMORY)
 
 
 def first_failure(status: str, text: str) -> Failure | None:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 PEAK_FLOPS = {  # dense bf16 operations per second, from the vendors' data sheets; the first whose words the device's name has counts
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 NVL": 835e12,
     "H100 PCIe": 756e12,
@@ -155,7 +156,7 @@ def peak(device_name: str, precision: str = "bf16") -> float | None:
     The table is of bf16, in which fp16 runs at the same rate on all of these. What fp32 reaches depends on whether its products go
     through TF32, so no share of a peak is given for it.
     """
-    if precision not in ("bf16", "fp16"):
+    if precision not in ("bf16", "fp16") or "MIG" in device_name:  # a slice has a share of it that its name does not tell
         return None
     return next((flops for name, flops in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", device_name)), None)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from ..config import ConfigError, RunFailed, compose, write_json
 from ..config.compose import as_dict
+from ..config.failure import out_of_memory
 from ..config.main import entry_of
 from ..config.schema import ModelConfig, OptimConfig, TrainConfig
 from ..config.tool import run_tool
@@ -91,7 +92,7 @@ def in_child(cfg: Any, batch: int) -> Trial:
     out = subprocess.run(command, input=json.dumps(parts), capture_output=True, text=True)
     if out.returncode == 0:
         return Trial(batch, **json.loads(out.stdout.splitlines()[-1]))
-    if out.returncode < 0 or "OutOfMemoryError" in out.stderr or "not enough memory" in out.stderr:
+    if out.returncode < 0 or out_of_memory(out.stderr):
         return Trial(batch, None)
     raise RunFailed(f"a step with {batch} sequences failed:\n{out.stderr}")
 

@@ -5,9 +5,10 @@ import threading
 from dataclasses import asdict
 
 import pytest
+import torch
 from torch.distributed import PrefixStore, TCPStore
 
-from src.nanollama.config.failure import Failure, watching
+from src.nanollama.config.failure import Failure, unexpected, watching
 
 
 @pytest.fixture
@@ -42,3 +43,18 @@ def test_a_rank_that_ends_by_itself_is_left_alone(store) -> None:
     with watching(told.append):
         store.set("failure-0", json.dumps(asdict(Failure(1, "there", "error", "why"))))
     assert not told
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError(), "oom"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "oom"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "oom"),
+        (torch.AcceleratorError("CUDA error: out of memory"), "oom"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"), "oom"),
+        (RuntimeError("the model is out of memory of its training"), "error"),
+    ],
+)
+def test_memory_that_is_full_is_told_from_other_failures(error: Exception, status: str) -> None:
+    assert unexpected(error)[0] == status

@@ -61,12 +61,17 @@ def test_a_recurrent_layer_costs_the_same_at_any_length() -> None:
     assert flops.training(cfg, 100) > 0.9 * projections
 
 
-@pytest.mark.parametrize(("name", "expected"), [("NVIDIA H200", 989e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA GH200 480GB", 989e12)])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("NVIDIA H200", 989e12), ("NVIDIA H200 NVL", 835e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA GH200 480GB", 989e12)],
+)
 def test_known_devices(name: str, expected: float) -> None:
     assert flops.peak(name) == expected
 
 
-@pytest.mark.parametrize("name", ["cpu", "NVIDIA GeForce GTX 1080", "AMD Instinct MI300X", "NVIDIA GB200", "NVIDIA A10"])
+@pytest.mark.parametrize(
+    "name", ["cpu", "NVIDIA GeForce GTX 1080", "AMD Instinct MI300X", "NVIDIA GB200", "NVIDIA A10", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"]
+)
 def test_an_unknown_device_is_never_guessed(name: str) -> None:
     assert flops.peak(name) is None
     assert flops.mfu_causal(BIG, 2048, 1e6, flops.peak(name)) is None

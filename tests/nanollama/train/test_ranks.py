@@ -16,7 +16,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def torchrun(*argv: str, cwd: Path) -> subprocess.CompletedProcess:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
     return subprocess.run([*TORCHRUN, *argv], capture_output=True, text=True, timeout=300, cwd=cwd, env=env)
 
 
@@ -79,7 +79,7 @@ def test_torchrun_leaves_one_run_folder_and_equals_one_process(tmp_path) -> None
     assert {p.name for p in (run / "logs").iterdir()} == {"rank_0.log", "rank_1.log"}
     single = subprocess.run(
         [sys.executable, "-m", "src.apps.gssm.train", *small, f"run_dir={tmp_path / 'single'}"],
-        capture_output=True, text=True, timeout=300, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert single.returncode == 0, single.stderr
     assert curve(run) == pytest.approx(curve(tmp_path / "single"), rel=1e-4)
