@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic with the steepest slope at 0 that keeps singular values near 1
 ITERATIONS = 5
@@ -56,6 +57,9 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonal(matrix: Tensor) -> Tensor:
     """Near U V^T of the singular value decomposition U S V^T, by Newton-Schulz iteration in bfloat16; same shape."""
+    if isinstance(matrix, DTensor):  # gathered once, and not for every product of the iteration
+        whole = orthogonal(matrix.bfloat16().full_tensor())  # type: ignore[attr-defined]
+        return distribute_tensor(whole, matrix.device_mesh, matrix.placements, src_data_rank=None)
     a, b, c = COEFFICIENTS
     x = matrix.bfloat16()
     tall = x.shape[0] > x.shape[1]
