@@ -48,7 +48,7 @@ def step_times(parts: Mapping[str, Any]) -> dict[str, Any]:
     for i in range(WARM_UP if train.mode == "eager" else COMPILED_WARM_UP):
         step(i, tokens)
     float(step.norm)  # waits for the device
-    if here.device.type == "cuda":
+    if here.device.type == "cuda" and train.mode != "cudagraph":  # what a graph needs was allocated when it was recorded
         torch.cuda.reset_peak_memory_stats(here.device)
     times = []
     for i in range(TIMED):
