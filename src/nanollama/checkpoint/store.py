@@ -40,18 +40,24 @@ ALONE = "torch.distributed is disabled"
 PIN = "awaiting-evaluation"
 Tensors = Mapping[str, Any]  # nested dictionaries with tensors as leaves
 
-_PICKLE_MODULES = {"torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"}
-_PICKLE_NAMES = {
-    ("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict"),
+_INDEX = "torch.distributed.checkpoint.metadata"
+_ALLOWED = {
+    *((_INDEX, name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "ChunkStorageMetadata")),
+    *((_INDEX, name) for name in ("TensorProperties", "_MEM_FORMAT_ENCODING")),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch", "Size"), ("torch.serialization", "_get_layout"),
     ("pathlib", "PosixPath"), ("pathlib._local", "PosixPath"),
 }  # fmt: skip
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Reads DCP's index, which holds shapes, dtypes and offsets; anything else in it is refused."""
+    """Reads DCP's index, which holds shapes, dtypes and offsets; anything else in it is refused.
+
+    Exact names only: pickle resolves a dotted one (``os.system``) through whatever its module imports. ``BytesStorageMetadata`` is not
+    among them, since DCP unpickles without limits what it marks; we save nothing but tensors.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in _PICKLE_MODULES or (module, name) in _PICKLE_NAMES:
+        if (module, name) in _ALLOWED:
             return super().find_class(module, name)
         value = getattr(torch, name, None) if module == "torch" else None
         if isinstance(value, torch.dtype):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 from dataclasses import replace
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 from toy_training import ENTROPY, Counting, ToyConfig, run_toy
 
 from src.nanollama.checkpoint.store import SafeReader, quiet
@@ -128,15 +131,35 @@ def test_no_readable_checkpoint_is_an_error(tmp_path) -> None:
         run_toy(tmp_path, ToyConfig())
 
 
-def test_hostile_index_is_not_unpickled(tmp_path) -> None:
-    import pickle
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    """The only checkpoint of a run."""
+    run_toy(tmp_path / "run", ToyConfig())
+    return tmp_path / "run" / "checkpoints" / "12"
 
+
+@pytest.mark.parametrize(
+    "function",
+    ["os mkdir", "posix mkdir", "torch.distributed.checkpoint.filesystem os.mkdir", "torch.distributed.checkpoint.metadata os.mkdir"],
+)
+def test_hostile_index_is_not_unpickled(function: str, saved, tmp_path) -> None:
+    module, name = function.split()  # since protocol 4 a name may have dots
+    (saved / ".metadata").write_bytes(b"\x80\x04" + f"c{module}\n{name}\n(V{tmp_path / 'executed'}\ntR.".encode())
+    with pytest.raises(RunFailed):
+        run_toy(tmp_path / "run", ToyConfig())
+    assert not (tmp_path / "executed").exists()
+
+
+def test_an_index_that_calls_a_tensor_a_pickled_object_is_refused(saved, tmp_path) -> None:
     class Hostile:
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "executed"),))
 
-    run_toy(tmp_path / "run", ToyConfig())
-    (tmp_path / "run" / "checkpoints" / "12" / ".metadata").write_bytes(pickle.dumps(Hostile()))
+    torch.save(Hostile(), saved / "hostile")
+    index = SafeReader(saved).read_metadata()
+    index.state_dict_metadata["tally.loss"] = BytesStorageMetadata()
+    index.storage_data[MetadataIndex("tally.loss")] = _StorageInfo("hostile", 0, (saved / "hostile").stat().st_size)
+    (saved / ".metadata").write_bytes(pickle.dumps(index))
     with pytest.raises(RunFailed):
         run_toy(tmp_path / "run", ToyConfig())
     assert not (tmp_path / "executed").exists()
