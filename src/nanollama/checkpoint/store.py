@@ -14,7 +14,7 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,12 +86,13 @@ def quiet() -> Iterator[None]:
 
 
 class Store:
-    """The checkpoints of one run folder. One that holds the file ``PIN`` waits for its evaluation and is not deleted."""
+    """The checkpoints of one run folder. Never deleted: the steps ``kept``, and what holds the file ``PIN``, which waits for evaluation."""
 
-    def __init__(self, run_dir: Path, ranks: Ranks, cfg: CheckpointConfig) -> None:
+    def __init__(self, run_dir: Path, ranks: Ranks, cfg: CheckpointConfig, kept: Collection[int] = ()) -> None:
         self.folder = run_dir / "checkpoints"
         self.ranks = ranks
         self.cfg = cfg
+        self.kept = kept
         self.losses: dict[int, float] = {}  # held-out, by step, of those that were evaluated
         self._writing: Future | None = None
         if cfg.asynchronous:
@@ -150,10 +151,10 @@ class Store:
             shutil.rmtree(self.folder / f"{step}")
 
     def pinned(self) -> set[int]:
-        """Steps that stay whatever their age: waiting for evaluation, or the best with ``checkpoint.keep_best``."""
+        """Steps that stay whatever their age: ``kept``, waiting for evaluation, or the best with ``checkpoint.keep_best``."""
         rated = [step for step in numbered(self.folder) if step in self.losses]
         best = min(rated, key=self.losses.__getitem__, default=None) if self.cfg.keep_best else None
-        return {*self.waiting(), *([best] if best is not None else [])}
+        return {*self.kept, *self.waiting(), *([best] if best is not None else [])}
 
     def waiting(self) -> list[int]:
         """Steps whose evaluation has not come in, ascending."""
@@ -165,15 +166,32 @@ class Store:
         (self.folder / f"{step}" / PIN).unlink(missing_ok=True)
 
     def load_newest(self, tensors: Tensors) -> dict[str, Any]:
-        """Fill ``tensors`` in place from the newest readable checkpoint; returns its numbers. Raises RunFailed if none is readable."""
+        """Fill ``tensors`` in place from the newest readable checkpoint (collective); returns its numbers.
+
+        Unreadable newer ones are set aside as ``.<step>.damaged``, so that their steps can be saved again. Raises RunFailed if none is
+        readable, ConfigError if they are of another model.
+        """
+        damaged: list[int] = []
         for step in reversed(numbered(self.folder)):
             try:
-                return load(self.folder / str(step), tensors, self.ranks)
+                numbers = _fill(self.folder / f"{step}", tensors, self.ranks)
             except ConfigError:
                 raise
             except (Exception, CheckpointException) as error:  # a damaged file can fail in any way; an older one may be whole
                 log.warning("checkpoint %s is not readable (%s), trying the one before it", step, type(error).__name__)
+                damaged.append(step)
+            else:
+                self._set_aside(damaged)
+                return numbers
         raise RunFailed(f"no checkpoint in {self.folder} is readable; delete the run folder to start over")
+
+    def _set_aside(self, damaged: Collection[int]) -> None:
+        self.ranks.barrier()  # nobody looks at them any more
+        for step in damaged if self.ranks.rank == 0 else ():
+            aside = self.folder / f".{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(self.folder / f"{step}", aside)
+        self.ranks.barrier()
 
 
 def _then(future: Future, work: Callable[[], None]) -> Future:
@@ -196,6 +214,11 @@ def load(path: Path, tensors: Tensors, ranks: Ranks) -> dict[str, Any]:
     """Fill ``tensors`` in place from the checkpoint ``path`` (saved on any number of ranks); returns its numbers."""
     if not (path / "state.json").is_file():
         raise ConfigError(f"{path} is not a checkpoint (no state.json); give a folder such as RUN/checkpoints/1000")
+    return _fill(path, tensors, ranks)
+
+
+def _fill(path: Path, tensors: Tensors, ranks: Ranks) -> dict[str, Any]:
+    """``load``; a file that is missing or damaged raises what it likes, and ConfigError means a whole checkpoint of another model."""
     numbers = json.loads((path / "state.json").read_text())
     reader = SafeReader(path)
     stored = reader.read_metadata()

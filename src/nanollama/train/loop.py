@@ -80,7 +80,8 @@ class Loop:
         self.state = TrainState(self.model, cfg.train, cfg.optim, here)
         self.journal = Journal(cfg, run, here)
         self.step = Step(self.state, cfg.train, cfg.optim, here, self.journal.clock.lap)
-        self.store = Store(run.path, here, cfg.checkpoint)
+        self.continuable = decay_start(cfg.optim, cfg.train.steps) if cfg.optim.schedule == "wsd" else None  # where longer runs start
+        self.store = Store(run.path, here, cfg.checkpoint, kept=() if self.continuable is None else (self.continuable,))
         self.background = Background(cfg, self.store) if cfg.eval.asynchronous and here.rank == 0 else None
         self.flops_per_token = flops.training(self.model.cfg, cfg.data.seq_len)
         self.best: dict[str, float] = {}  # lowest loss so far, by split
@@ -213,9 +214,8 @@ class Loop:
         if step == cfg.train.steps:
             return
         evaluating, beside = self._evaluation_is_due(), cfg.eval.asynchronous
-        before_decay = cfg.optim.schedule == "wsd" and step == decay_start(cfg.optim, cfg.train.steps)
         periodic = cfg.checkpoint.period and step % cfg.checkpoint.period == 0
-        saving = before_decay or periodic or (evaluating and (beside or cfg.checkpoint.keep_best))
+        saving = step == self.continuable or periodic or (evaluating and (beside or cfg.checkpoint.keep_best))
         if saving:
             self._save(pin=evaluating and beside)
         if evaluating and not beside:

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 from toy_training import ENTROPY, Counting, ToyConfig, run_toy
 
+from src.nanollama.checkpoint.find import numbered
 from src.nanollama.checkpoint.store import SafeReader, quiet
 from src.nanollama.config import ConfigError, Interrupted, Requeue, RunFailed
 from src.nanollama.metrics.sinks import read_jsonl
@@ -31,7 +32,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    newest = max((path / "checkpoints").iterdir(), key=lambda p: int(p.name))
+    newest = path / "checkpoints" / f"{numbered(path / 'checkpoints')[-1]}"
     reader = SafeReader(newest)
     found = {
         name: torch.empty(meta.size, dtype=meta.properties.dtype)
@@ -127,8 +128,9 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(unbroken, tmp_pa
 def test_no_readable_checkpoint_is_an_error(tmp_path) -> None:
     run_toy(tmp_path, ToyConfig())
     (tmp_path / "checkpoints" / "12" / ".metadata").write_bytes(b"torn")
-    with pytest.raises(RunFailed, match="no checkpoint in"):
-        run_toy(tmp_path, ToyConfig())
+    for _ in range(2):  # never a silent start from nothing
+        with pytest.raises(RunFailed, match="no checkpoint in"):
+            run_toy(tmp_path, ToyConfig())
 
 
 @pytest.fixture
@@ -214,10 +216,12 @@ class TestContinuation:
         with pytest.raises(ConfigError, match="no prefix"):
             run_toy(tmp_path / "child", self.longer(cfg, tmp_path / "parent", 20))
 
-    def test_wsd_continues_from_before_its_decay_only(self, tmp_path) -> None:
-        cfg = ToyConfig(optim=replace(ToyConfig().optim, schedule="wsd", decay=0.5))
+    @pytest.mark.parametrize(("period", "kept"), [(0, [6, 12]), (2, [6, 10, 12])])
+    def test_wsd_continues_from_before_its_decay_only(self, period, kept, tmp_path) -> None:
+        saving = replace(ToyConfig().checkpoint, period=period, keep=2)
+        cfg = ToyConfig(optim=replace(ToyConfig().optim, schedule="wsd", decay=0.5), checkpoint=saving)
         run_toy(tmp_path / "parent", cfg)
-        assert (tmp_path / "parent" / "checkpoints" / "6").is_dir()  # saved by itself where the decay begins
+        assert numbered(tmp_path / "parent" / "checkpoints") == kept  # 6 is saved by itself, where the decay begins, and stays
         with pytest.raises(ConfigError, match="before its decay"):
             run_toy(tmp_path / "bad", self.longer(cfg, tmp_path / "parent", 20))
         good = replace(

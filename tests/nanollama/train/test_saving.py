@@ -127,7 +127,7 @@ def test_a_saved_checkpoint_is_evaluated_without_training(tmp_path) -> None:
         run_toy(tmp_path / "bad", replace(cfg, eval=replace(cfg.eval, checkpoint=str(tmp_path))))
 
 
-@pytest.mark.parametrize("damage", ["missing shard", "missing index", "state torn", "shard of zeros"])
+@pytest.mark.parametrize("damage", ["missing shard", "missing index", "no state", "state torn", "shard of zeros"])
 def test_every_kind_of_damage_falls_back(damage: str, unbroken, tmp_path, caplog) -> None:
     cfg = saving(period=4, keep=3)
     run_toy(tmp_path, cfg)
@@ -136,14 +136,18 @@ def test_every_kind_of_damage_falls_back(damage: str, unbroken, tmp_path, caplog
         next(newest.glob("*.distcp")).unlink()
     elif damage == "missing index":
         (newest / ".metadata").unlink()
+    elif damage == "no state":
+        (newest / "state.json").unlink()
     elif damage == "state torn":
         (newest / "state.json").write_text('{"step": 1')
     else:
         shard = next(newest.glob("*.distcp"))
         shard.write_bytes(bytes(shard.stat().st_size))
-    run_toy(tmp_path, cfg)
+    assert Path(run_toy(tmp_path, cfg)["checkpoint"]).name == "12"
     assert "checkpoint 12 is not readable" in caplog.text
     assert records(tmp_path) == records(unbroken)
+    assert same_weights(tmp_path, unbroken)  # a checkpoint 12 that can be read
+    assert (newest.parent / ".12.damaged").is_dir()
 
 
 def test_a_half_written_checkpoint_is_not_seen(tmp_path) -> None:
