@@ -25,6 +25,7 @@ import torch
 from src.apps.gssm.config import TRAIN
 from src.nanollama.config import RunFolder, compose
 from src.nanollama.distributed import Ranks, pick_device
+from src.nanollama.launcher.signals import StopFlag
 from src.nanollama.train.loop import Loop
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -45,7 +46,7 @@ def build(folder: Path, asynchronous: bool) -> tuple[Loop, torch.Tensor]:
     cfg = replace(cfg, checkpoint=replace(cfg.checkpoint, asynchronous=asynchronous))
     folder.mkdir()
     here = Ranks(0, 1, pick_device(cfg.train.device))
-    loop = Loop(cfg, RunFolder(folder), Noise(), {}, None, here)
+    loop = Loop(cfg, RunFolder(folder), Noise(), {}, None, here, StopFlag())
     loop.restore()
     loop.journal.start_interval(0)
     return loop, torch.from_numpy(Noise().batch("train", 0, 16)).long().to(here.device)

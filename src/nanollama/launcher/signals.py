@@ -1,4 +1,4 @@
-"""Signals become a flag that the training loop reads between steps, so that a stop never cuts a step or a checkpoint in half."""
+"""Signals become a flag that is read between steps and between batches, so that a stop never cuts a step or a checkpoint in half."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from ..config import Interrupted, Requeue
 
 REQUEUE = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # a scheduler needs the machine back
 
@@ -21,6 +23,11 @@ class StopFlag:
         if number == signal.SIGINT and self.kind == 1:
             raise KeyboardInterrupt  # a second Ctrl-C: the user does not want to wait for the checkpoint
         self.kind = 1 if number == signal.SIGINT else 2
+
+
+def stopped(kind: int, text: str) -> Interrupted | Requeue:
+    """What a run raises that was asked to stop, by the ``kind`` of its flag."""
+    return Interrupted(text) if kind == 1 else Requeue(text)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from ..config import ConfigError, quoted, read_result
 from ..config.compose import as_dict
 from ..config.folder import is_locked
 from ..launcher.job import launches
+from ..launcher.signals import StopFlag
 from ..launcher.status import states
 from .resolve import Training
 
@@ -97,14 +98,15 @@ class Background:
 
     @property
     def running(self) -> bool:
-        """Whether an evaluation was started and has not ended."""
-        return bool(self._tried) and self.beside.running(self._folder(self._tried[-1]))
+        """Whether an evaluation was started, maybe by an earlier part of this training, and has not ended."""
+        mine = bool(self._tried) and self.beside.running(self._folder(self._tried[-1]))
+        return mine or any(is_locked(self._folder(step)) for step in self.store.waiting())
 
     def poll(self) -> list[dict[str, Any]]:
         """Results that have come in, as they stand in ``result.json``; starts the next evaluation if none is running."""
         found, busy = [], self.running
         for step in self.store.waiting():
-            if is_locked(self._folder(step)) or (busy and step == self._tried[-1]):
+            if is_locked(self._folder(step)) or (busy and step in self._tried[-1:]):
                 continue
             result = read_result(self._folder(step))
             if result and result["status"] == "ok":
@@ -114,12 +116,16 @@ class Background:
                 busy = True
         return found
 
-    def drain(self) -> list[dict[str, Any]]:
-        """Wait for everything that waits for evaluation; what comes in. Warns of what fails, whose checkpoint stays."""
+    def drain(self, stop: StopFlag) -> list[dict[str, Any]]:
+        """Wait for everything that waits for evaluation, unless asked to stop; what comes in.
+
+        Warns of what fails. Its checkpoint stays, as does one whose evaluation is ``running`` still.
+        """
         found = self.poll()
         while self.running:
-            while self.running:
-                time.sleep(0.1)
+            if stop.kind:
+                return found
+            time.sleep(0.1)
             found = self.poll()
         for step in {*self.store.waiting()} - {result["step"] for result in found}:
             log.warning("the evaluation of checkpoint %d failed; its log is in %s", step, self._folder(step) / "logs")

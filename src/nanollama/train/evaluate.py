@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,9 @@ class HeldOut:
 
 
 @torch.no_grad()
-def sequence_scores(model: nn.Module, tokens: np.ndarray, batch: int, ranks: Ranks, precision_name: str) -> tuple[np.ndarray, np.ndarray]:
+def sequence_scores(
+    model: nn.Module, tokens: np.ndarray, batch: int, ranks: Ranks, precision_name: str, before_batch: Callable[[], None]
+) -> tuple[np.ndarray, np.ndarray]:
     """Of each sequence, (N,) float64: mean loss, nats per token, and the share of tokens that the model puts first.
 
     The ranks share the work and all get the whole result.
@@ -40,6 +42,7 @@ def sequence_scores(model: nn.Module, tokens: np.ndarray, batch: int, ranks: Ran
     longest = -(-len(tokens) // ranks.world)
     model.eval()
     for low in range(0, longest, batch):  # as many rounds on every rank: a sharded model is gathered by all of them together
+        before_batch()
         rows = slice(start + min(low, length), start + min(low + batch, length))
         mine = tokens[rows] if rows.start < rows.stop else tokens[:1]
         part = torch.from_numpy(mine.astype(np.int64)).to(ranks.device)
@@ -55,14 +58,17 @@ def sequence_scores(model: nn.Module, tokens: np.ndarray, batch: int, ranks: Ran
     return losses, accuracies
 
 
-def evaluate(model: nn.Module, splits: Mapping[str, HeldOut], batch: int, ranks: Ranks, precision_name: str) -> dict[str, dict[str, Any]]:
+def evaluate(
+    model: nn.Module, splits: Mapping[str, HeldOut], batch: int, ranks: Ranks, precision_name: str, before_batch: Callable[[], None]
+) -> dict[str, dict[str, Any]]:
     """Split -> loss with its standard error over sequences, and next-token accuracy.
 
-    With a floor also ``bayes_loss`` and ``excess_loss`` on the same sequences.
+    With a floor also ``bayes_loss`` and ``excess_loss`` on the same sequences. ``before_batch`` is called by all ranks at once and may
+    raise to end the evaluation.
     """
     records = {}
     for split, held_out in splits.items():
-        losses, accuracies = sequence_scores(model, held_out.tokens, batch, ranks, precision_name)
+        losses, accuracies = sequence_scores(model, held_out.tokens, batch, ranks, precision_name, before_batch)
         record = {"loss": float(losses.mean()), "loss_se": standard_error(losses), "accuracy": float(accuracies.mean())}
         if held_out.floor is not None:
             excess = losses - held_out.floor  # paired: the luck of the draw cancels

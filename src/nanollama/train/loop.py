@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from ..checkpoint.find import numbered
 from ..checkpoint.store import Store, load
-from ..config import ConfigError, Interrupted, Requeue, RunFailed, RunFolder
+from ..config import ConfigError, RunFailed, RunFolder
 from ..config.schema import OptimConfig
 from ..data.prefetch import Prefetch, batches
 from ..data.source import DataSource
 from ..distributed import Ranks, ranks
-from ..launcher.signals import StopFlag, stop_flag
+from ..launcher.signals import StopFlag, stop_flag, stopped
 from ..metrics.sinks import read_jsonl
 from ..model import sizing
 from ..model.transformer import Transformer
@@ -57,11 +57,11 @@ def train(cfg: Training, run: RunFolder, source: DataSource, held_out: Mapping[s
     """
     with stop_flag() as stop, ranks(cfg.train.device) as here:
         if cfg.eval.checkpoint:
-            return evaluate_saved(cfg, run, held_out, here)
-        loop = Loop(cfg, run, source, held_out, floor, here)
+            return evaluate_saved(cfg, run, held_out, here, stop)
+        loop = Loop(cfg, run, source, held_out, floor, here, stop)
         try:
             loop.restore()
-            return loop.run_to_the_end(stop)
+            return loop.run_to_the_end()
         finally:
             loop.close()
 
@@ -70,9 +70,16 @@ class Loop:
     """The parts of one training and the order in which they work."""
 
     def __init__(
-        self, cfg: Training, run: RunFolder, source: DataSource, held_out: Mapping[str, HeldOut], floor: Floor | None, here: Ranks
+        self,
+        cfg: Training,
+        run: RunFolder,
+        source: DataSource,
+        held_out: Mapping[str, HeldOut],
+        floor: Floor | None,
+        here: Ranks,
+        stop: StopFlag,
     ) -> None:
-        self.cfg, self.run, self.source, self.held_out, self.floor, self.ranks = cfg, run, source, held_out, floor, here
+        self.cfg, self.run, self.source, self.held_out, self.floor, self.ranks, self.stop = cfg, run, source, held_out, floor, here, stop
         check_mode(cfg.train, here)
         self.model = Transformer(cfg.model).to(here.device)
         self.model.init_weights(cfg.train.seed)
@@ -136,7 +143,7 @@ class Loop:
 
     # --- running ----------------------------------------------------------------------------------------------------------------
 
-    def run_to_the_end(self, stop: StopFlag) -> dict[str, Any]:
+    def run_to_the_end(self) -> dict[str, Any]:
         """All remaining steps, then the final checkpoint and evaluation."""
         cfg, state, clock = self.cfg, self.state, self.journal.clock
         quiet = None if self.ranks.rank == 0 else True  # None: only where standard error is no terminal
@@ -156,7 +163,8 @@ class Loop:
                     bar.set_postfix(self._log(lr), refresh=False)
                 self._save_and_evaluate()
                 tracer.step(state.step)
-                self._stop_if_asked(stop)
+                if self.ranks.world == 1 or state.step % cfg.train.log_period == 0:  # agreeing makes ranks wait for each other
+                    self._stop_if_asked()
         return self._finish()
 
     def _to_device(self, prefetched: Iterator[tuple[int, np.ndarray]]) -> Iterator[Tensor]:
@@ -225,8 +233,8 @@ class Loop:
 
     def _evaluate(self) -> dict[str, dict[str, Any]]:
         """On the held-out splits; recorded unless it was before (when a finished run is started again)."""
-        batch = max(1, self.cfg.train.micro_batch or 1)
-        records = evaluate(self.model, self.held_out, batch, self.ranks, self.cfg.train.precision)
+        batch = self.cfg.train.micro_batch or 1
+        records = evaluate(self.model, self.held_out, batch, self.ranks, self.cfg.train.precision, self._stop_if_asked)
         if self.state.step not in self.evaluated:
             self._record(self._position(), records)
         broken = [split for split, record in records.items() if not math.isfinite(record["loss"])]
@@ -258,17 +266,17 @@ class Loop:
         numbers = {"planned_steps": self.cfg.train.steps, "best": self.best, "added_tokens": self.added_tokens, "flops": flops_so_far}
         self.store.save(self.state.step, self.state.tensors(), {**self.state.numbers(), **numbers}, prune, pin)
 
-    def _stop_if_asked(self, stop: StopFlag) -> None:
-        """End between two steps, with a checkpoint. Several ranks agree at log steps only, since agreeing waits for the device."""
-        if self.ranks.world > 1 and self.state.step % self.cfg.train.log_period:
-            return
-        kind = self.ranks.max(stop.kind)
-        if kind and self.state.step < self.cfg.train.steps:
+    def _stop_if_asked(self) -> None:
+        """End with a checkpoint, between two steps or two batches of an evaluation; all ranks have to be at the same place."""
+        if kind := self.ranks.max(self.stop.kind):
             self._save()
             self.store.wait()
-            where = self.run.path
-            text = f"saved step {self.state.step} of {self.cfg.train.steps} in {where}; the same command with run_dir={where} continues"
-            raise Interrupted(text) if kind == 1 else Requeue(text)
+            raise self._stopped(kind)
+
+    def _stopped(self, kind: int) -> Exception:
+        where = self.run.path
+        saved = f"saved step {self.state.step} of {self.cfg.train.steps} in {where}"
+        return stopped(kind, f"{saved}; the same command with run_dir={where} continues")
 
     # --- ending -----------------------------------------------------------------------------------------------------------------
 
@@ -281,7 +289,10 @@ class Loop:
         if not evaluated_before:
             self.journal.write({**self._position(), "split": "final", "loss": metrics["final/test_loss"], **metrics})
         self.store.wait()
-        self._take_in(self.background.drain() if self.background else [])
+        if self.background:
+            self._take_in(self.background.drain(self.stop))
+            if self.stop.kind and self.background.running:
+                raise self._stopped(self.stop.kind)
         if self.ranks.rank == 0:
             self.store.prune()
         result = {

@@ -12,18 +12,27 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from ..checkpoint.store import load
 from ..config import RunFolder
 from ..distributed import Ranks
+from ..launcher.signals import StopFlag, stopped
 from ..model.transformer import Transformer
 from .evaluate import HeldOut, evaluate
 from .resolve import Training
 
 
-def evaluate_saved(cfg: Training, run: RunFolder, held_out: Mapping[str, HeldOut], here: Ranks) -> dict[str, Any]:
-    """Losses of the checkpoint that ``cfg.eval.checkpoint`` names, as a run's ``result.json`` has them; nothing is trained."""
+def evaluate_saved(cfg: Training, run: RunFolder, held_out: Mapping[str, HeldOut], here: Ranks, stop: StopFlag) -> dict[str, Any]:
+    """Losses of the checkpoint that ``cfg.eval.checkpoint`` names, as a run's ``result.json`` has them; nothing is trained.
+
+    Raises Interrupted or Requeue when asked to stop.
+    """
+
+    def stop_if_asked() -> None:
+        if kind := here.max(stop.kind):
+            raise stopped(kind, f"{cfg.eval.checkpoint} is not evaluated yet; the same command starts over")
+
     assert cfg.eval.checkpoint is not None
     model = Transformer(cfg.model).to(here.device)
     here.shard(model, model.layers, cfg.train.parallel)
     numbers = load(Path(cfg.eval.checkpoint), {"model": get_model_state_dict(model)}, here)
-    records = evaluate(model, held_out, max(1, cfg.train.micro_batch or 1), here, cfg.train.precision)
+    records = evaluate(model, held_out, cfg.train.micro_batch or 1, here, cfg.train.precision, stop_if_asked)
     position = {"step": numbers["step"], "tokens": numbers["tokens"], "flops": numbers["flops"]}
     if here.rank == 0:
         with (run.path / "metrics.jsonl").open("w") as file:

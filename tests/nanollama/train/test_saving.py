@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from test_loop import StopAt, records, same_weights
-from toy_training import ToyConfig, run_toy
+from toy_training import SignalDuringEvaluation, ToyConfig, run_toy
 
 from src.nanollama.checkpoint.find import numbered
 from src.nanollama.checkpoint.store import PIN, Store, load
-from src.nanollama.config import ROOT, ConfigError, Interrupted
+from src.nanollama.config import ROOT, ConfigError, Interrupted, Requeue
 from src.nanollama.config.schema import CheckpointConfig
 from src.nanollama.distributed import Ranks
 from src.nanollama.metrics.sinks import read_jsonl
@@ -107,6 +107,39 @@ def test_an_evaluation_that_fails_comes_after_the_save_and_is_made_up_for(unbrok
     monkeypatch.setattr(loop, "evaluate", evaluate.evaluate)
     run_toy(tmp_path, cfg)
     assert records(tmp_path) == records(unbroken)
+
+
+@pytest.mark.parametrize(("batch", "step"), [(2, 4), (12, 12)])  # five batches an evaluation: the first one, and the final one
+def test_a_signal_during_an_evaluation_ends_it_and_a_resume_repeats_it(batch: int, step: int, tmp_path) -> None:
+    cfg = replace(ToyConfig(), train=replace(ToyConfig().train, micro_batch=1))
+    tokens = SignalDuringEvaluation(batch, signal.SIGTERM)
+    with pytest.raises(Requeue, match=f"saved step {step} of 12"):
+        run_toy(tmp_path / "stopped", cfg, tokens=tokens)
+    assert tokens.taken == batch and numbered(tmp_path / "stopped" / "checkpoints") == [step]
+    run_toy(tmp_path / "stopped", cfg)
+    run_toy(tmp_path / "straight", cfg)
+    assert records(tmp_path / "stopped") == records(tmp_path / "straight")
+
+
+def test_a_signal_stops_the_evaluation_of_a_saved_checkpoint(unbroken, tmp_path) -> None:
+    cfg = replace(ToyConfig(), eval=replace(ToyConfig().eval, checkpoint=str(unbroken / "checkpoints" / "12")))
+    tokens = SignalDuringEvaluation(1, signal.SIGUSR1)
+    with pytest.raises(Requeue, match="not evaluated yet"):
+        run_toy(tmp_path, cfg, tokens=tokens)
+    assert tokens.taken == 1
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # it is meant to outlive the training
+def test_a_signal_ends_the_wait_for_evaluations_which_a_resume_takes_in(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(background.sys.modules["__main__"], "__spec__", ModuleSpec("toy_evaluation", None))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parent}")
+    cfg = ToyConfig(eval=replace(ToyConfig().eval, period=8, asynchronous=True), checkpoint=CheckpointConfig(keep=1))
+    with pytest.raises(Requeue, match="saved step 12 of 12"):
+        run_toy(tmp_path, cfg)
+    assert (tmp_path / "checkpoints" / "8" / PIN).exists()
+    run_toy(tmp_path, cfg)
+    assert [(r["split"], r["step"]) for r in records(tmp_path) if r["split"] != "train"] == [("valid", 12), ("final", 12), ("valid", 8)]
+    assert numbered(tmp_path / "checkpoints") == [12]
 
 
 def test_starting_a_finished_run_again_changes_no_record(tmp_path) -> None:

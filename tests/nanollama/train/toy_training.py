@@ -1,5 +1,6 @@
 """A data source and a config small enough to train in a second."""
 
+import os
 from dataclasses import field
 
 import numpy as np
@@ -52,10 +53,26 @@ class Counting:
 ENTROPY = -(0.8 * np.log(0.8) + 0.2 * np.log(0.2))  # of every predicted token, given the one before it
 
 
-def run_toy(path, cfg: ToyConfig, source=None) -> dict:
+class SignalDuringEvaluation:
+    """Held-out sequences; this process is sent a signal while it takes its ``at``-th batch of them."""
+
+    def __init__(self, at: int, number: int, count: int = 5) -> None:
+        self.tokens, self.at, self.number, self.taken = Counting().batch("valid", 0, count), at, number, 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        self.taken += 1
+        if self.taken == self.at:
+            os.kill(os.getpid(), self.number)
+        return self.tokens[rows]
+
+
+def run_toy(path, cfg: ToyConfig, source=None, tokens=None) -> dict:
     """Train in ``path``; returns what would go to result.json."""
     path.mkdir(parents=True, exist_ok=True)
     source = source or Counting()
-    tokens = Counting().batch("valid", 0, cfg.eval.sequences)
+    tokens = Counting().batch("valid", 0, cfg.eval.sequences) if tokens is None else tokens
     held_out = {"valid": HeldOut(tokens, floor=np.full(len(tokens), ENTROPY))}
     return train(cfg, RunFolder(path), source, held_out, Floor(ENTROPY, 0.0))
