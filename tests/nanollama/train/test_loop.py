@@ -16,9 +16,13 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from toy_training import ENTROPY, Counting, ToyConfig, run_toy
 
 from src.nanollama.checkpoint.find import numbered
-from src.nanollama.checkpoint.store import SafeReader, quiet
+from src.nanollama.checkpoint.store import SafeReader, Store, load, quiet
 from src.nanollama.config import ConfigError, Interrupted, Requeue, RunFailed
+from src.nanollama.distributed import Ranks
 from src.nanollama.metrics.sinks import read_jsonl
+from src.nanollama.model.transformer import Transformer
+from src.nanollama.train import scale
+from src.nanollama.train.state import TrainState
 
 TIMED = ("tokens_per_s", "mfu_causal", "mfu_palm")
 
@@ -81,7 +85,7 @@ def test_loss_falls_towards_the_floor_and_is_recorded_against_it(tmp_path) -> No
     assert result["final"]["valid"]["excess_loss"] == pytest.approx(result["loss"] - ENTROPY)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 @pytest.mark.parametrize("step", [4, 9])
 def test_resumed_run_equals_the_unbroken_one_bit_for_bit(step, number, unbroken, tmp_path) -> None:
     with pytest.raises(Interrupted if number == signal.SIGINT else Requeue, match="continues"):
@@ -90,6 +94,40 @@ def test_resumed_run_equals_the_unbroken_one_bit_for_bit(step, number, unbroken,
     run_toy(tmp_path, ToyConfig())
     assert records(tmp_path) == records(unbroken)
     assert same_weights(tmp_path, unbroken)
+
+
+HYBRID = replace(ToyConfig().model, nb_layers=2, mixers=("attn", "ssm"), ssm_state=8)
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        ToyConfig(train=replace(ToyConfig().train, precision="fp16")),
+        ToyConfig(optim=replace(ToyConfig().optim, name="muon")),
+        ToyConfig(model=HYBRID),
+    ],
+    ids=["fp16", "muon", "hybrid"],
+)
+def test_whatever_the_state_holds_is_resumed(cfg: ToyConfig, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(scale, "INTERVAL", 3)  # so that fp16's scale has moved
+    run_toy(tmp_path / "unbroken", cfg)
+    with pytest.raises(Requeue):
+        run_toy(tmp_path / "resumed", cfg, StopAt(5, signal.SIGTERM))
+    run_toy(tmp_path / "resumed", cfg)
+    assert records(tmp_path / "resumed") == records(tmp_path / "unbroken")
+    assert same_weights(tmp_path / "resumed", tmp_path / "unbroken")
+
+
+def test_random_draws_go_on_after_a_resume(tmp_path) -> None:
+    """Nothing draws in a step yet; a layer that does (dropout) would rely on it."""
+    cfg, here = ToyConfig(), Ranks(0, 1, torch.device("cpu"))
+    state = TrainState(Transformer(cfg.model), cfg.train, cfg.optim, here)
+    torch.rand(3)
+    path = Store(tmp_path, here, cfg.checkpoint).save(0, state.tensors(), state.numbers())
+    expected = torch.rand(3)
+    tensors = state.tensors()
+    state.restore(tensors, load(path, tensors, here))
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_stop_between_two_log_lines_keeps_the_running_mean(unbroken, tmp_path) -> None:

@@ -1,14 +1,17 @@
 """Several processes compute what one computes: DDP and FSDP under torchrun, on CPU through gloo."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from ranks_worker import RUNS, variant
+from ranks_worker import RUNS, SAME_AS_DDP, variant
+from test_loop import same_weights
 from toy_training import run_toy
 
+from src.nanollama.checkpoint.find import numbered
 from src.nanollama.config import ROOT, read_result
 from src.nanollama.metrics.sinks import read_jsonl
 
@@ -50,6 +53,36 @@ def test_two_ranks_follow_the_loss_curve_of_one(name: str, two: Path, alone: Pat
     assert curve(two / name) == pytest.approx(curve(alone / name), rel=tolerance)
     assert curve(two / name, "grad_norm") == pytest.approx(curve(alone / name, "grad_norm"), rel=5 * tolerance)
     assert curve(two / name)[-1] < curve(two / name)[0]
+
+
+@pytest.mark.parametrize("name", SAME_AS_DDP)
+def test_other_ways_follow_the_same_curve(name: str, two: Path, alone: Path) -> None:
+    assert curve(two / name, splits=("train",)) == pytest.approx(curve(alone / "ddp", splits=("train",)), rel=1e-4)
+
+
+def test_ranks_save_in_the_background_what_they_save_at_once(two: Path) -> None:
+    assert numbered(two / "saved-beside" / "checkpoints") == [4, 8, 12]
+    assert same_weights(two / "saved-beside", two / "ddp")
+
+
+def test_evaluations_beside_two_ranks_land_in_the_same_records(two: Path, alone: Path) -> None:
+    found, expected = (
+        {r["step"]: r["loss"] for r in read_jsonl(path / "metrics.jsonl") if r["split"] == "valid"}
+        for path in (two / "evaluated-beside", alone / "ddp")
+    )
+    assert found == {step: pytest.approx(expected[step], rel=1e-5) for step in (8, 12)}
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_gradients_are_exchanged_once_a_step_however_many_micro_batches(parallel: str, two: Path) -> None:
+    found = json.loads((two / "collectives.json").read_text())[parallel]
+    once, accumulated = ({operation: count for operation, count in step.items() if "reduce" in operation} for step in found)
+    assert once == accumulated and sum(once.values()) > 0
+
+
+def test_a_signal_to_one_rank_ends_an_evaluation_on_all(two: Path) -> None:
+    assert all((two / f"rank-{rank}-requeued-in-evaluation").exists() for rank in (0, 1))
+    assert numbered(two / "stopped-in-evaluation" / "checkpoints") == [4] and not curve(two / "stopped-in-evaluation", splits=("valid",))
 
 
 def test_a_checkpoint_of_one_process_is_continued_by_two_shards(two: Path, alone: Path) -> None:

@@ -132,6 +132,7 @@ def test_a_signal_stops_the_evaluation_of_a_saved_checkpoint(unbroken, tmp_path)
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # it is meant to outlive the training
 def test_a_signal_ends_the_wait_for_evaluations_which_a_resume_takes_in(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(background.sys.modules["__main__"], "__spec__", ModuleSpec("toy_evaluation", None))
+    monkeypatch.setenv("STOP_TRAINING", "1")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parent}")
     cfg = ToyConfig(eval=replace(ToyConfig().eval, period=8, asynchronous=True), checkpoint=CheckpointConfig(keep=1))
     with pytest.raises(Requeue, match="saved step 12 of 12"):

@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 from toy_training import Counting, ToyConfig, run_toy
 
+from src.nanollama.checkpoint.find import numbered
 from src.nanollama.config import ConfigError, RunFailed
 from src.nanollama.distributed import Ranks
 from src.nanollama.metrics.sinks import read_jsonl
@@ -141,8 +142,11 @@ def test_compiled_steps_equal_eager_ones(tmp_path) -> None:
     cfg = ToyConfig()
     for mode in ("eager", "compile"):
         run_toy(tmp_path / mode, replace(cfg, train=replace(cfg.train, mode=mode)))
+    for mode in ("eager", "compile"):  # what a compiled model saved is continued by a plain one
+        run_toy(tmp_path / mode, replace(cfg, train=replace(cfg.train, steps=15)))
     eager, compiled = ([r["loss"] for r in read_jsonl(tmp_path / mode / "metrics.jsonl")] for mode in ("eager", "compile"))
-    assert compiled == pytest.approx(eager, rel=1e-4)
+    assert compiled == pytest.approx(eager, rel=1e-4) and len(compiled) > 8
+    assert numbered(tmp_path / "compile" / "checkpoints") == [12, 15]
 
 
 def test_a_captured_step_is_timed_as_a_whole(monkeypatch) -> None:
