@@ -12,13 +12,16 @@ Optimizers = tuple[torch.optim.Optimizer, ...]
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a matrix inside the network: no embedding, no head, no norm, no bias. Muon's domain."""
-    return parameter.ndim == 2 and not name.startswith(("embed", "head"))
+    """Whether a parameter is a matrix inside the network: no embedding, no head, no norm, no bias, no filter. Muon's domain."""
+    return parameter.ndim == 2 and is_decayed(name, parameter) and not name.startswith("head")
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices are decayed; embeddings and everything of fewer than two dimensions (norms, biases) are not."""
-    return parameter.ndim >= 2 and "embed" not in name
+    """Matrices are decayed; embeddings, filters and everything of fewer than two dimensions (norms, biases) are not.
+
+    The filters of a depthwise convolution are one vector for each channel, stored side by side.
+    """
+    return parameter.ndim >= 2 and not name.startswith("embed") and not name.endswith(".conv")
 
 
 def optimizers(model: nn.Module, cfg: OptimConfig) -> Optimizers:

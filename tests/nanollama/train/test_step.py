@@ -83,6 +83,19 @@ def test_muon_takes_the_matrices_inside_and_leaves_the_rest_to_adamw() -> None:
     assert adamw == [["head.weight"], sorted(n for n in names.values() if "norm" in n or "embed" in n)]
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_filters_of_a_recurrent_mixer_are_no_matrix(name: str) -> None:
+    """Nor are its rates: only what it multiplies with is decayed, and orthogonalised by Muon."""
+    model = replace(ToyConfig().model, nb_layers=2, mixers=("attn", "ssm"), ssm_state=8)
+    state, _ = build(ToyConfig(model=model, optim=replace(ToyConfig().optim, name=name)))
+    names = {id(p): n for n, p in state.model.named_parameters()}
+    groups = [group for optimizer in state.optimizers for group in optimizer.param_groups]
+    free = {names[id(p)] for group in groups if not group["weight_decay"] for p in group["params"]}
+    recurrent = {n for n in names.values() if n.startswith("layers.1.mixer.")}
+    assert recurrent - free == {"layers.1.mixer.project.weight", "layers.1.mixer.out.weight"}
+    assert "layers.1.mixer.conv" in recurrent and free - recurrent == {n for n in names.values() if "embed" in n or "norm" in n} - recurrent
+
+
 def test_loss_scale_follows_grad_scaler(monkeypatch) -> None:
     monkeypatch.setattr(scale, "INTERVAL", 3)
     ours = scale.LossScale("fp16", torch.device("cpu"))
