@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.schema import ModelConfig
+from ..profiler.flops import SSM_CHUNK as CHUNK
 from .layers import Linear, RMSNorm
 from .sizing import SSM_WIDTH as WIDTH
 from .state import Context, SSMCache
-
-CHUNK = 64
 
 
 class SSM(nn.Module):

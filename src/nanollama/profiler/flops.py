@@ -7,7 +7,7 @@ context, for plain attention:
 - ``causal``: 6 N + 6 L T H D, the useful work: a query sees T / 2 keys on average;
 - ``palm``: 6 N + 12 L T H D (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): as if every query saw all T keys;
 - ``hardware``: 6 N + 7 L T H D, what is really computed when the score matrix is not kept but computed again in the backward pass, as
-  fused attention does; with activation checkpointing one more forward pass.
+  fused attention does.
 
 Imports nothing of ours, nor torch.
 """
@@ -82,7 +82,7 @@ class SubNetworks(Protocol):
     def code_dim(self) -> int | None: ...
 
 
-SSM_CHUNK = 64  # positions a recurrent mixer treats at once
+SSM_CHUNK = 64  # positions a recurrent mixer treats at once; the mixer takes it from here
 
 
 def forward(shape: Shape, seq_len: int, *, causal: bool = True) -> dict[str, float]:
@@ -94,7 +94,8 @@ def forward(shape: Shape, seq_len: int, *, causal: bool = True) -> dict[str, flo
         causal: count the keys a query sees on average (T / 2, less with a window); else T (or the window).
 
     Returns:
-        ``embedding`` (a look-up: 0), ``attention.projections``, ``attention.scores``, ``ssm.projections``, ``ssm.scan``, ``ffn``, ``head``;
+        ``embedding`` (a look-up: 0), ``attention.projections``, ``attention.scores``, ``ssm.projections``, ``ssm.scan`` (without the
+        joining of the chunks' states), ``ffn``, ``head``;
         of a collective ``attention.projections``, ``attention.scores``, ``ffn``, ``bottleneck``, ``head``.
     """
     if shape.family == "collective":
@@ -144,10 +145,10 @@ def training(shape: Shape, seq_len: int, *, causal: bool = True) -> float:
     return 3 * sum(forward(shape, seq_len, causal=causal).values())
 
 
-def hardware(shape: Shape, seq_len: int, *, recompute: bool = False) -> float:
-    """Operations per token that a training step really makes: scores again in the backward pass, all again with ``recompute``."""
+def hardware(shape: Shape, seq_len: int) -> float:
+    """Operations per token that a training step really makes: the scores once more in the backward pass."""
     parts = forward(shape, seq_len)
-    return (4 if recompute else 3) * sum(parts.values()) + parts["attention.scores"] / 2
+    return 3 * sum(parts.values()) + parts["attention.scores"] / 2
 
 
 def peak(device_name: str, precision: str = "bf16") -> float | None:
@@ -171,9 +172,9 @@ def mfu_palm(shape: Shape, seq_len: int, tokens_per_s: float, peak_flops: float 
     return _share(training(shape, seq_len, causal=False), tokens_per_s, peak_flops)
 
 
-def hfu(shape: Shape, seq_len: int, tokens_per_s: float, peak_flops: float | None, *, recompute: bool = False) -> float | None:
+def hfu(shape: Shape, seq_len: int, tokens_per_s: float, peak_flops: float | None) -> float | None:
     """Hardware FLOP utilisation: recomputed work counts as well."""
-    return _share(hardware(shape, seq_len, recompute=recompute), tokens_per_s, peak_flops)
+    return _share(hardware(shape, seq_len), tokens_per_s, peak_flops)
 
 
 def _share(flops_per_token: float, tokens_per_s: float, peak_flops: float | None) -> float | None:

@@ -29,13 +29,25 @@ def test_equals_torchs_counter(cfg: ModelConfig) -> None:
     assert counter.get_total_flops() == pytest.approx(batch * length * flops.training(cfg, length, causal=False), rel=1e-9)
 
 
+@pytest.mark.parametrize("mixers", [("ssm",), ("attn", "ssm")])
+def test_a_hybrid_equals_torchs_counter(mixers: tuple[str, ...]) -> None:
+    cfg = resolve(ModelConfig(vocab_size=40, emb_dim=64, nb_layers=2, nb_heads=4, mixers=mixers, ssm_state=16))
+    batch, length, chunks = 2, 256, 4
+    tokens = torch.zeros(batch, length, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        Transformer(cfg).double()(tokens).sum().backward()
+    layers = 2 * mixers.count("ssm") // len(mixers)
+    joining = 6 * layers * (chunks + 1) ** 2 * 16 * 2 * 64  # of the first state and the chunks', which the count leaves out
+    expected = batch * (length * flops.training(cfg, length, causal=False) + joining)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=1e-9)
+
+
 def test_published_formulas() -> None:
     length, d, layers = 2048, 288, 12
     weights = num_params(BIG) - 32 * d - (2 * layers + 1) * d  # matrices: without the embedding and the norms
     assert flops.training(BIG, length) == 6 * weights + 6 * layers * length * d
     assert flops.training(BIG, length, causal=False) == 6 * weights + 12 * layers * length * d
     assert flops.hardware(BIG, length) == 6 * weights + 7 * layers * length * d
-    assert flops.hardware(BIG, length, recompute=True) == 8 * weights + 9 * layers * length * d
     assert flops.training(BIG, length) == pytest.approx(114.2e6, rel=1e-3)
 
 
@@ -57,8 +69,6 @@ def test_a_window_is_counted_exactly_for_long_sequences() -> None:
 def test_a_recurrent_layer_costs_the_same_at_any_length() -> None:
     cfg = resolve(ModelConfig(vocab_size=40, emb_dim=64, nb_heads=4, mixers=("ssm",)))
     assert flops.training(cfg, 100) == flops.training(cfg, 10_000)
-    projections = 6 * (num_params(cfg) - 2 * 40 * 64)
-    assert flops.training(cfg, 100) > 0.9 * projections
 
 
 @pytest.mark.parametrize(
