@@ -15,6 +15,7 @@ from ..config import ConfigError, write_text
 from ..config.compose import flatten
 from ..config.folder import slug
 from ..config.schema import MetricsConfig
+from .watermark import Watermark
 
 Record = Mapping[str, Any]
 
@@ -120,7 +121,11 @@ class TensorBoard:
 
 
 class Wandb:
-    """A Weights & Biases run. Offline unless ``WANDB_MODE`` says otherwise."""
+    """A Weights & Biases run. Offline unless ``WANDB_MODE`` says otherwise.
+
+    Sends, too, what an earlier part of the run recorded without it, and leaves a watermark for uploads (not where records go to another
+    run than an upload's, or nowhere).
+    """
 
     def __init__(self, run_dir: Path, cfg: MetricsConfig, config: Mapping[str, Any]) -> None:
         try:
@@ -134,15 +139,23 @@ class Wandb:
             config=dict(config), resume="allow", mode=mode,  # type: ignore[arg-type]
         )  # fmt: skip
         self._run.define_metric("*", step_metric="step")
+        self._sent = Watermark(run_dir) if mine and mode != "disabled" else None
+        recorded = run_dir / "metrics.jsonl"
+        for record in self._sent.new(read_jsonl(recorded)) if self._sent and recorded.exists() else []:
+            self.write(record)
 
     def write(self, record: Record) -> None:
         self._run.log(chart_values(record))
+        if self._sent:
+            self._sent.note(record)
 
     def finish(self, result: Record) -> None:
         self._run.summary.update(dict(result))
 
     def close(self) -> None:
         self._run.finish()
+        if self._sent:
+            self._sent.save()
 
 
 def wandb_id(run_dir: Path) -> str:

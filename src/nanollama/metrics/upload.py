@@ -2,14 +2,14 @@
 
     python -m src.nanollama.metrics.upload RUN [RUN ...] [project=nanollama] [entity=NAME]
 
-Safe to repeat: ``RUN/wandb`` remembers the run's id and how far each split was sent, so that only what is new goes out. With
-WANDB_MODE=offline everything is written to ``RUN/wandb/offline-run-*``, for ``wandb sync``. Exit codes: 0 done, 2 wrong input, 3 failed.
+Safe to repeat: ``RUN/wandb`` remembers the run's id and how far each split was sent, so that only what is new goes out; what a training
+with metrics.wandb.active=true wrote counts as sent. With WANDB_MODE=offline everything is written to ``RUN/wandb/offline-run-*``, for
+``wandb sync``. Exit codes: 0 done, 2 wrong input, 3 failed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -18,28 +18,28 @@ from typing import Any
 
 import yaml
 
-from ..config import ConfigError, RunFailed, read_result, write_json
+from ..config import ConfigError, RunFailed, read_result
 from ..config.tool import run_tool, split
 from .sinks import chart_values, read_jsonl, wandb_id
+from .watermark import Watermark
 
 
 def upload(run_dir: Path, project: str, entity: str | None = None) -> dict[str, int]:
     """Send what was not sent before; returns how many ``records`` and ``traces`` that were."""
     if not (run_dir / "metrics.jsonl").is_file():
         raise ConfigError(f"{run_dir} is no training's run folder (no metrics.jsonl)")
-    state_file = run_dir / "wandb" / "upload.json"
-    state = json.loads(state_file.read_text()) if state_file.is_file() else {}
-    state = {"sent": {}, "traces": None, "result": None} | state
-    records = [r for r in read_jsonl(run_dir / "metrics.jsonl") if r["step"] > state["sent"].get(r["split"], -1)]
+    sent = Watermark(run_dir)
+    records = sent.new(read_jsonl(run_dir / "metrics.jsonl"))
     traces, result = sorted((run_dir / "traces").glob("*")), read_result(run_dir)
     digests = {"traces": digest(traces) if traces else None, "result": digest([run_dir / "result.json"]) if result else None}
-    if not records and all(state[key] == value for key, value in digests.items()):
+    if not records and sent.digests == digests:
         return {"records": 0, "traces": 0}
-    new_traces = traces if state["traces"] != digests["traces"] else []
+    new_traces = traces if sent.digests["traces"] != digests["traces"] else []
     _send(run_dir, wandb_id(run_dir), project, entity, records, new_traces, result)
     for record in records:
-        state["sent"][record["split"]] = max(record["step"], state["sent"].get(record["split"], -1))
-    write_json(state_file, state | digests)
+        sent.note(record)
+    sent.digests = digests
+    sent.save()
     return {"records": len(records), "traces": len(new_traces)}
 
 

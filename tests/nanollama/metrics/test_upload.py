@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from src.nanollama.metrics.sinks import wandb_id
+from src.nanollama.config.schema import MetricsConfig, WandbConfig
+from src.nanollama.metrics.sinks import Sinks, wandb_id
 from src.nanollama.metrics.upload import main, upload
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # wandb's own
@@ -74,6 +75,25 @@ def test_repeated_uploads_send_every_record_once(run) -> None:
         (20, None, 2),
     ]
     assert json.loads((run / "wandb" / "upload.json").read_text())["sent"] == {"train": 30, "valid": 20}
+
+
+def test_what_a_run_sent_while_it_trained_is_not_sent_again(run) -> None:
+    """The earlier part of the run had no wandb, so that its records are made up for."""
+    cfg = MetricsConfig(tensorboard=False, wandb=WandbConfig(active=True))
+    for step in (30, 40):
+        sinks = Sinks(run, cfg, {}, resume_step=step - 10)
+        sinks.write({"step": step, "split": "train", "tokens": step, "loss": step / 10})
+        sinks.close()
+    assert upload(run, "p") == {"records": 0, "traces": 1}
+    assert upload(run, "p") == {"records": 0, "traces": 0}
+    assert [row["step"] for row in written(run)] == [10, 20, 30, 40]
+
+
+def test_a_run_that_wandb_ignored_is_uploaded_whole(run, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        Sinks(run, MetricsConfig(tensorboard=False, wandb=WandbConfig(active=True)), {}, resume_step=20).close()
+    assert upload(run, "p")["records"] == 2
 
 
 def test_a_failed_upload_is_tried_again_under_the_same_id(run, monkeypatch) -> None:
