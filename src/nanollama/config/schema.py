@@ -139,7 +139,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of activations; parameters and optimiser stay in fp32
     mode: Literal["eager", "compile", "cudagraph"] = "eager"  # cudagraph: compiled, and the whole step replayed as one graph
     parallel: Literal["ddp", "fsdp"] = "ddp"  # how the ranks of torchrun share the model: whole copies, or shards of it
-    max_skipped: Positive = 25  # steps with a non-finite gradient are skipped; so many in a row, or half of all, end the run
+    max_skipped: Positive = 25  # steps with a non-finite gradient are skipped; so many in a row, or half of train.steps, end the run
     log_period: Positive = 10  # steps
 
 

@@ -22,7 +22,7 @@ class Tracer:
     """
 
     def __init__(self, run_dir: Path, cfg: TraceConfig, rank: int, device: torch.device) -> None:
-        self.run_dir, self.rank = run_dir, rank
+        self.run_dir, self.rank, self.number = run_dir, rank, 0
         self.cuda = device.type == "cuda"
         self.memory = cfg.memory and self.cuda and cfg.active
         self.profile: profile | None = None

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..config.schema import TrainConfig
 from ..distributed import Ranks
 from .step import precision, with_documents
 
@@ -31,7 +32,7 @@ class HeldOut:
 
 @torch.no_grad()
 def sequence_scores(
-    model: nn.Module, tokens: np.ndarray, batch: int, ranks: Ranks, precision_name: str, before_batch: Callable[[], None]
+    model: nn.Module, tokens: np.ndarray, train: TrainConfig, ranks: Ranks, before_batch: Callable[[], None]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of each sequence, (N,) float64: mean loss, nats per token, and the share of tokens that the model puts first.
 
@@ -39,14 +40,14 @@ def sequence_scores(
     """
     scores = torch.zeros(2, len(tokens), dtype=torch.float64, device=ranks.device)
     start, length = ranks.share(len(tokens))
-    longest = -(-len(tokens) // ranks.world)
+    longest, batch = -(-len(tokens) // ranks.world), train.micro_batch or 1
     model.eval()
     for low in range(0, longest, batch):  # as many rounds on every rank: a sharded model is gathered by all of them together
         before_batch()
         rows = slice(start + min(low, length), start + min(low + batch, length))
         mine = tokens[rows] if rows.start < rows.stop else tokens[:1]
         part = torch.from_numpy(mine.astype(np.int64)).to(ranks.device)
-        with precision(precision_name, ranks.device):
+        with precision(train.precision, ranks.device):
             inputs, documents = with_documents(part)
             logits = model(inputs[:, :-1], documents)
         nll = F.cross_entropy(logits.float().flatten(0, 1), inputs[:, 1:].flatten(), reduction="none")
@@ -59,7 +60,7 @@ def sequence_scores(
 
 
 def evaluate(
-    model: nn.Module, splits: Mapping[str, HeldOut], batch: int, ranks: Ranks, precision_name: str, before_batch: Callable[[], None]
+    model: nn.Module, splits: Mapping[str, HeldOut], train: TrainConfig, ranks: Ranks, before_batch: Callable[[], None]
 ) -> dict[str, dict[str, Any]]:
     """Split -> loss with its standard error over sequences, and next-token accuracy.
 
@@ -68,7 +69,7 @@ def evaluate(
     """
     records = {}
     for split, held_out in splits.items():
-        losses, accuracies = sequence_scores(model, held_out.tokens, batch, ranks, precision_name, before_batch)
+        losses, accuracies = sequence_scores(model, held_out.tokens, train, ranks, before_batch)
         record = {"loss": float(losses.mean()), "loss_se": standard_error(losses), "accuracy": float(accuracies.mean())}
         if held_out.floor is not None:
             excess = losses - held_out.floor  # paired: the luck of the draw cancels

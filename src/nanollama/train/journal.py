@@ -32,6 +32,7 @@ class Journal:
         self.clock = Clock(ranks.device)
         self.sinks = Sinks(run.path, cfg.metrics, {}, active=False)
         self.light: Light | None = None
+        self._tokens = self._steps = 0  # before this interval, and in it
 
     def open(self, resume_step: int) -> None:
         """Open the files at a step: what they hold of later ones is dropped."""

@@ -184,9 +184,9 @@ class Loop:
     def _log(self, lr: float) -> dict[str, str]:
         """One training record: losses are means over the finite steps since the last one. The only place that waits for the device."""
         tally, state = self.state.tally, self.state
-        loss_sum = self.ranks.sum(tally.loss.clone()) / self.ranks.world
+        tally.average(self.ranks)
         counts = torch.stack([tally.steps, tally.skipped, tally.in_a_row]).tolist()
-        loss, grad_norm = float(loss_sum) / counts[0] if counts[0] else None, float(self.step.norm)
+        loss, grad_norm = float(tally.loss) / counts[0] if counts[0] else None, float(self.step.norm)
         tally.start_interval()
         record: dict[str, Any] = {**self._position(), "split": "train", "loss": loss}
         if self.floor:
@@ -233,8 +233,7 @@ class Loop:
 
     def _evaluate(self) -> dict[str, dict[str, Any]]:
         """On the held-out splits; recorded unless it was before (when a finished run is started again)."""
-        batch = self.cfg.train.micro_batch or 1
-        records = evaluate(self.model, self.held_out, batch, self.ranks, self.cfg.train.precision, self._stop_if_asked)
+        records = evaluate(self.model, self.held_out, self.cfg.train, self.ranks, self._stop_if_asked)
         if self.state.step not in self.evaluated:
             self._record(self._position(), records)
         broken = [split for split, record in records.items() if not math.isfinite(record["loss"])]
@@ -262,6 +261,7 @@ class Loop:
             self._record({key: result[key] for key in ("step", "tokens", "flops")}, result["final"])
 
     def _save(self, prune: bool = True, pin: bool = False) -> None:
+        self.state.tally.average(self.ranks)
         flops_so_far = self._position()["flops"]
         numbers = {"planned_steps": self.cfg.train.steps, "best": self.best, "added_tokens": self.added_tokens, "flops": flops_so_far}
         self.store.save(self.state.step, self.state.tensors(), {**self.state.numbers(), **numbers}, prune, pin)

@@ -32,7 +32,7 @@ def evaluate_saved(cfg: Training, run: RunFolder, held_out: Mapping[str, HeldOut
     model = Transformer(cfg.model).to(here.device)
     here.shard(model, model.layers, cfg.train.parallel)
     numbers = load(Path(cfg.eval.checkpoint), {"model": get_model_state_dict(model)}, here)
-    records = evaluate(model, held_out, cfg.train.micro_batch or 1, here, cfg.train.precision, stop_if_asked)
+    records = evaluate(model, held_out, cfg.train, here, stop_if_asked)
     position = {"step": numbers["step"], "tokens": numbers["tokens"], "flops": numbers["flops"]}
     if here.rank == 0:
         with (run.path / "metrics.jsonl").open("w") as file:

@@ -33,7 +33,6 @@ class TrainState:
 
         Gives the optimiser a state, which a fresh run must not have: call it on a new state only to load into it.
         """
-        self.ranks.sum(self.tally.loss).div_(self.ranks.world)  # ranks store one and the same number
         return {
             "model": get_model_state_dict(self.model),
             "optimizer": get_optimizer_state_dict(self.model, self.optimizers)["state"],

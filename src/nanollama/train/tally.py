@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..distributed import Ranks
+
 
 class Tally:
     """Sums over steps, 0-d tensors.
@@ -25,6 +27,10 @@ class Tally:
         self.steps += finite
         self.skipped += ~finite
         self.in_a_row.add_(1).mul_(~finite)
+
+    def average(self, ranks: Ranks) -> None:
+        """Make the losses those of all ranks, so that all log and store one and the same number."""
+        ranks.sum(self.loss).div_(ranks.world)
 
     def start_interval(self) -> None:
         """Forget the losses."""

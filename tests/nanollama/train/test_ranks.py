@@ -80,9 +80,11 @@ def test_gradients_are_exchanged_once_a_step_however_many_micro_batches(parallel
     assert once == accumulated and sum(once.values()) > 0
 
 
-def test_a_signal_to_one_rank_ends_an_evaluation_on_all(two: Path) -> None:
+def test_a_signal_to_one_rank_ends_an_evaluation_on_all(two: Path, alone: Path) -> None:
     assert all((two / f"rank-{rank}-requeued-in-evaluation").exists() for rank in (0, 1))
     assert numbered(two / "stopped-in-evaluation" / "checkpoints") == [4] and not curve(two / "stopped-in-evaluation", splits=("valid",))
+    run_toy(two / "stopped-in-evaluation", variant())  # between two log lines: the losses of both ranks go on to be counted
+    assert curve(two / "stopped-in-evaluation") == pytest.approx(curve(alone / "ddp"), rel=2e-6)
 
 
 def test_a_checkpoint_of_one_process_is_continued_by_two_shards(two: Path, alone: Path) -> None:

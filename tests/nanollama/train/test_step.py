@@ -134,10 +134,11 @@ def test_fp16_finds_its_scale_again_after_an_overflow() -> None:
     assert float(step.norm) == pytest.approx(float(other.norm), rel=0.2)
 
 
-def test_too_many_skipped_steps_end_the_run_with_the_last_good_weights(tmp_path) -> None:
+@pytest.mark.parametrize(("steps", "limit"), [(30, 5), (9, 25)])  # five in a row by the limit, or since that is half of all
+def test_too_many_skipped_steps_end_the_run_with_the_last_good_weights(steps: int, limit: int, tmp_path) -> None:
     cfg = ToyConfig(optim=replace(ToyConfig().optim, lr=1e30, clip=None, warmup=0))
     with pytest.raises(RunFailed, match="not finite") as caught:
-        run_toy(tmp_path, replace(cfg, train=replace(cfg.train, steps=30, max_skipped=5), eval=replace(cfg.eval, period=0)))
+        run_toy(tmp_path, replace(cfg, train=replace(cfg.train, steps=steps, max_skipped=limit), eval=replace(cfg.eval, period=0)))
     assert caught.value.status == "nan"
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["6"]
     last = read_jsonl(tmp_path / "metrics.jsonl")[-1]
