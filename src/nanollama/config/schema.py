@@ -162,7 +162,7 @@ class CheckpointConfig:
     keep: Positive = 2  # the newest ones
     keep_best: bool = False  # and the one of the lowest held-out loss (mean of all splits): saves at every evaluation
     asynchronous: bool = False  # copy, then write while training goes on
-    init_from: str | None = None  # a checkpoint folder to continue from (model, optimiser, data position), without writing there
+    init_from: str | None = None  # checkpoint folder to continue (model, optimiser, data position), or Hugging Face Llama folder (weights)
 
 
 @config

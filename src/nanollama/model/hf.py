@@ -1,24 +1,41 @@
-"""Exchange with Hugging Face: a folder with ``config.json`` and ``model.safetensors`` that ``LlamaForCausalLM`` reads and writes.
+"""Write a run's model as a Llama checkpoint of Hugging Face, which ``LlamaForCausalLM.from_pretrained`` reads.
 
-Needs the safetensors package (``pip install safetensors``), not transformers. Nothing is unpickled.
+    python -m src.nanollama.model.hf RUN out=FOLDER
+
+RUN is a run folder, or one of its checkpoints; FOLDER gets ``config.json`` and ``model.safetensors``. A training that begins with the
+weights of such a folder names it in checkpoint.init_from. Needs safetensors (pip install safetensors), not transformers; nothing is
+unpickled. Exit codes: 0 done, 2 wrong input.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from ..config import ConfigError
 from ..config.schema import ModelConfig
-from .sizing import required
+from ..config.tool import run_tool, split
+from .sizing import required, resolve
 from .transformer import Transformer
 
 ROPE_NAMES = {"none": "default", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
+# What weights of Llama's shape have to agree on with a model that takes them over; ``rope_length`` only where the scaling reads it.
+SHARED = (
+    *("vocab_size", "emb_dim", "nb_layers", "nb_heads", "nb_kv_heads", "qk_head_dim", "v_head_dim", "ffn_dim", "ffn_dims", "residual"),
+    *("tie_embeddings", "mixers", "window", "norm_eps", "rope_theta", "rope_scaling", "rope_factor"),
+)
+
+
+def is_llama(folder: Path) -> bool:
+    """Whether ``folder`` looks like a checkpoint of Hugging Face."""
+    return (folder / "config.json").is_file()
 
 
 def save(model: Transformer, folder: str | Path, max_length: int = 2048) -> None:
@@ -30,11 +47,12 @@ def save(model: Transformer, folder: str | Path, max_length: int = 2048) -> None
     Raises:
         ConfigError: a model that Llama cannot express.
     """
+    _require()
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     config = to_llama_config(model.cfg, max_length)
+    folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in to_llama(model).items()}, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -43,25 +61,52 @@ def load(folder: str | Path) -> Transformer:
     """Read a Llama checkpoint, in one file or in several, in its own precision.
 
     Raises:
-        ConfigError: another architecture, or a feature of Llama's config that this model does not have.
-        FileNotFoundError: no ``config.json`` or no weights.
+        ConfigError: not such a checkpoint, another architecture, or a feature of Llama's config that this model does not have.
     """
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    cfg = from_llama_config(json.loads((folder / "config.json").read_text()))
-    index = folder / "model.safetensors.index.json"
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        weights |= load_file(folder / Path(file).name)
+    cfg, state = _read(Path(folder))
     with torch.device("meta"):
         model = Transformer(cfg)
     model.to_empty(device="cpu")
     model.init_weights(seed=0)
-    model.to(weights["model.embed_tokens.weight"].dtype)
-    model.load_state_dict(from_llama(weights, cfg))
+    model.to(state["embed.weight"].dtype)
+    model.load_state_dict(state)
     return model
+
+
+def load_into(model: Transformer, folder: Path) -> None:
+    """Give ``model``, sharded or not, the weights of a Llama checkpoint, in its own precision. Errors as of ``load``, and:
+
+    Raises:
+        ConfigError: the checkpoint is of another model; names every field to change.
+    """
+    cfg, state = _read(folder)
+    shared = (*SHARED, "rope_length") if cfg.rope_scaling in ("llama3", "yarn") else SHARED
+    differing = [key for key in shared if getattr(model.cfg, key) != getattr(cfg, key)]
+    if differing:
+        here, there = (" ".join(f"model.{key}={json.dumps(getattr(of, key))}" for key in differing) for of in (model.cfg, cfg))
+        hint = "; the vocabulary is that of the data, so its tokenizer has to be the checkpoint's" if "vocab_size" in differing else ""
+        raise ConfigError(f"{here} contradicts {folder}, which needs {there}{hint}")
+    set_model_state_dict(model, {name: x.float() for name, x in state.items()}, options=StateDictOptions(full_state_dict=True))
+
+
+def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The resolved config of a Llama checkpoint and its weights under our names."""
+    _require()
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        cfg = resolve(from_llama_config(json.loads((folder / "config.json").read_text())))
+        index = folder / "model.safetensors.index.json"
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+        weights: dict[str, Tensor] = {}
+        for file in files:
+            weights |= load_file(folder / Path(file).name)
+        return cfg, from_llama(weights, cfg)
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ConfigError(f"{folder} is not a whole Llama checkpoint, config.json and safetensors ({error!r})") from error
 
 
 def to_llama(model: Transformer) -> dict[str, Tensor]:
@@ -175,3 +220,34 @@ def from_llama_config(config: Mapping[str, Any]) -> ModelConfig:
         rope_factor=rope.get("factor", 1.0),
         rope_length=rope.get("original_max_position_embeddings"),
     )
+
+
+def _require() -> None:
+    try:
+        import safetensors  # noqa: F401
+    except ImportError:
+        raise ConfigError("this needs Hugging Face safetensors, an optional dependency: pip install safetensors") from None
+
+
+def export(argv: Sequence[str]) -> None:
+    """Write the checkpoint that ``argv`` names into a new folder."""
+    from ..checkpoint.opened import open_model
+
+    paths, options = split(argv, ("out",))
+    if len(paths) != 1 or "out" not in options:
+        raise ConfigError(f"name one run folder and out=FOLDER, got {' '.join(argv)}")
+    out = Path(options["out"]).expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"out={out} is there already: name a new folder")
+    model, config = open_model(Path(paths[0]).expanduser())
+    save(model, out, config["data"]["seq_len"])
+    print(f"{out}: {sum(p.numel() for p in model.parameters())} parameters, for sequences of up to {config['data']['seq_len']} tokens")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what ``argv`` asks; returns the exit code."""
+    return run_tool(argv, __doc__, export)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

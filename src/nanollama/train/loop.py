@@ -25,7 +25,7 @@ from ..data.source import DataSource
 from ..distributed import Ranks, ranks
 from ..launcher.signals import StopFlag, stop_flag, stopped
 from ..metrics.sinks import read_jsonl
-from ..model import sizing
+from ..model import hf, sizing
 from ..model.transformer import Transformer
 from ..profiler import flops, memory
 from ..profiler.trace import Tracer
@@ -102,7 +102,7 @@ class Loop:
     # --- starting ---------------------------------------------------------------------------------------------------------------
 
     def restore(self) -> None:
-        """Take up this folder's newest checkpoint, or the one that ``checkpoint.init_from`` names; open the journal at that step."""
+        """Take up this folder's newest checkpoint, or what ``checkpoint.init_from`` names; open the journal at that step."""
         numbers: dict[str, Any] | None = None
         if numbered(self.store.folder):
             tensors = self.state.tensors()
@@ -110,9 +110,12 @@ class Loop:
             self._check_continuable(numbers, self.cfg.optim, str(self.store.folder))
         elif self.cfg.checkpoint.init_from:
             path = Path(self.cfg.checkpoint.init_from)
-            tensors = self.state.tensors()
-            numbers = {**load(path, tensors, self.ranks), "added_tokens": 0}
-            self._check_continuable(numbers, parent_optim(path) or self.cfg.optim, str(path))
+            if hf.is_llama(path):
+                hf.load_into(self.model, path)
+            else:
+                tensors = self.state.tensors()
+                numbers = {**load(path, tensors, self.ranks), "added_tokens": 0}
+                self._check_continuable(numbers, parent_optim(path) or self.cfg.optim, str(path))
         if numbers is not None:
             self.state.restore(tensors, numbers)
             self.best = dict(numbers.get("best", {}))

@@ -44,6 +44,11 @@ SAME_AS_DDP = {  # in one process they would be the same training once more
 }
 
 
+def from_llama(folder: Path) -> ToyConfig:
+    """Shards that begin with the weights of a Hugging Face folder."""
+    return replace(variant(parallel="fsdp"), checkpoint=CheckpointConfig(init_from=str(folder)))
+
+
 class SignalToLastRank(Counting):
     """Of all ranks, only the last one is told to stop, while it draws its part of step 4."""
 
@@ -91,6 +96,7 @@ def main(folder: Path) -> None:
     found = {parallel: [collectives(parallel, micro_batch) for micro_batch in (4, 1)] for parallel in ("ddp", "fsdp")}
     (folder / "collectives.json").write_text(json.dumps(found))
     run_toy(folder / "resumed-by-two", variant(parallel="fsdp"))  # one process did the first half
+    run_toy(folder / "from-llama", from_llama(folder / "llama"))
     run_toy(folder / "resumed-by-one", variant(parallel="fsdp", steps=6))
     try:
         run_toy(folder / "stopped", variant(), SignalToLastRank())

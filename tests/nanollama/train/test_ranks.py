@@ -7,13 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks_worker import RUNS, SAME_AS_DDP, variant
+from ranks_worker import RUNS, SAME_AS_DDP, from_llama, variant
 from test_loop import same_weights
 from toy_training import run_toy
 
 from src.nanollama.checkpoint.find import numbered
 from src.nanollama.config import ROOT, read_result
 from src.nanollama.metrics.sinks import read_jsonl
+from src.nanollama.model import hf
+from src.nanollama.model.transformer import Transformer
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -28,6 +30,9 @@ def two(tmp_path_factory) -> Path:
     """What the worker leaves."""
     folder = tmp_path_factory.mktemp("ranks")
     run_toy(folder / "resumed-by-two", variant(steps=6))
+    model = Transformer(variant().model)
+    model.init_weights(seed=9)
+    hf.save(model, folder / "llama")
     out = torchrun(str(Path(__file__).with_name("ranks_worker.py")), str(folder), cwd=folder)
     assert out.returncode == 0, out.stderr[-3000:]
     return folder
@@ -89,6 +94,12 @@ def test_a_signal_to_one_rank_ends_an_evaluation_on_all(two: Path, alone: Path) 
 
 def test_a_checkpoint_of_one_process_is_continued_by_two_shards(two: Path, alone: Path) -> None:
     assert curve(two / "resumed-by-two", splits=("train",)) == pytest.approx(curve(alone / "fsdp", splits=("train",)), rel=2e-6)
+
+
+def test_two_shards_begin_with_the_weights_of_a_hugging_face_folder(two: Path, alone: Path) -> None:
+    run_toy(alone / "from-llama", from_llama(two / "llama"))
+    assert curve(two / "from-llama") == pytest.approx(curve(alone / "from-llama"), rel=2e-6)
+    assert curve(two / "from-llama")[0] != pytest.approx(curve(two / "fsdp")[0], rel=1e-3)
 
 
 def test_a_checkpoint_of_two_shards_is_continued_by_one_process(two: Path, alone: Path) -> None:
