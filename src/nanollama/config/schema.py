@@ -152,6 +152,8 @@ class EvalConfig:
     asynchronous: bool = False  # periodic evaluations save and leave the work to others
     launcher: Literal["process", "sbatch"] = "process"  # asynchronous: to a process on this machine, or to a Slurm job
     checkpoint: str | None = None  # do not train: evaluate this checkpoint folder
+    probe: tuple[str, ...] = ()  # modules to look into at every evaluation, e.g. [layers.*.mixer]: rms of outputs, entropy of attention
+    probe_gradients: bool = False  # and the rms of the loss's gradient at these outputs
 
 
 @config

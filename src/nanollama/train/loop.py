@@ -25,13 +25,14 @@ from ..data.source import DataSource
 from ..distributed import Ranks, ranks
 from ..launcher.signals import StopFlag, stop_flag, stopped
 from ..metrics.sinks import read_jsonl
-from ..model import hf, sizing
+from ..model import hf, probe, sizing
 from ..model.transformer import Transformer
 from ..profiler import flops, memory
 from ..profiler.trace import Tracer
 from .background import Background
 from .evaluate import HeldOut, evaluate, final_metrics
 from .journal import Journal
+from .look_inside import look_inside
 from .resolve import Training
 from .saved import evaluate_saved, main_split
 from .schedule import decay_start
@@ -83,6 +84,7 @@ class Loop:
         check_mode(cfg.train, here)
         self.model = Transformer(cfg.model).to(here.device)
         self.model.init_weights(cfg.train.seed)
+        probe.matching(self.model, cfg.eval.probe)
         here.shard(self.model, self.model.layers, cfg.train.parallel)
         self.state = TrainState(self.model, cfg.train, cfg.optim, here)
         self.journal = Journal(cfg, run, here)
@@ -238,7 +240,7 @@ class Loop:
         """On the held-out splits; recorded unless it was before (when a finished run is started again)."""
         records = evaluate(self.model, self.held_out, self.cfg.train, self.ranks, self._stop_if_asked)
         if self.state.step not in self.evaluated:
-            self._record(self._position(), records)
+            self._record(self._position(), {**records, **look_inside(self.model, self.cfg, self.held_out, self.ranks)})
         broken = [split for split, record in records.items() if not math.isfinite(record["loss"])]
         if broken:
             self._fail(f"the loss on {', '.join(broken)} is not finite")
@@ -252,7 +254,7 @@ class Loop:
 
     def _note(self, step: int, records: Mapping[str, Mapping[str, Any]]) -> None:
         self.evaluated.add(step)
-        losses = {split: record["loss"] for split, record in records.items() if record["loss"] is not None}
+        losses = {split: record["loss"] for split, record in records.items() if record.get("loss") is not None}
         for split, loss in losses.items():
             self.best[split] = min(loss, self.best.get(split, math.inf))
         if losses and self.ranks.rank == 0:
@@ -261,7 +263,7 @@ class Loop:
     def _take_in(self, results: Iterable[Mapping[str, Any]]) -> None:
         """Results of evaluations in the background."""
         for result in results:
-            self._record({key: result[key] for key in ("step", "tokens", "flops")}, result["final"])
+            self._record({key: result[key] for key in ("step", "tokens", "flops")}, {**result["final"], **result["probed"]})
 
     def _save(self, prune: bool = True, pin: bool = False) -> None:
         self.state.tally.average(self.ranks)

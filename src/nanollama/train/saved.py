@@ -15,6 +15,7 @@ from ..distributed import Ranks
 from ..launcher.signals import StopFlag, stopped
 from ..model.transformer import Transformer
 from .evaluate import HeldOut, evaluate
+from .look_inside import look_inside
 from .resolve import Training
 
 
@@ -33,11 +34,14 @@ def evaluate_saved(cfg: Training, run: RunFolder, held_out: Mapping[str, HeldOut
     here.shard(model, model.layers, cfg.train.parallel)
     numbers = load(Path(cfg.eval.checkpoint), {"model": get_model_state_dict(model)}, here)
     records = evaluate(model, held_out, cfg.train, here, stop_if_asked)
+    probed = look_inside(model, cfg, held_out, here)
     position = {"step": numbers["step"], "tokens": numbers["tokens"], "flops": numbers["flops"]}
     if here.rank == 0:
         with (run.path / "metrics.jsonl").open("w") as file:
-            file.writelines(json.dumps({**position, "split": split, **record}) + "\n" for split, record in records.items())
-    return {**main_split(records), "final": records, "steps": numbers["step"], **position, "checkpoint": cfg.eval.checkpoint}
+            for split, record in {**records, **probed}.items():
+                file.write(json.dumps({**position, "split": split, **record}) + "\n")
+    about = {"steps": numbers["step"], **position, "checkpoint": cfg.eval.checkpoint}
+    return {**main_split(records), "final": records, "probed": probed, **about}
 
 
 def main_split(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

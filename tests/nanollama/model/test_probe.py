@@ -1,5 +1,8 @@
 """What the probe sees, and that it leaves nothing behind."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -54,6 +57,24 @@ def test_entropy_respects_documents() -> None:
     with probe(model, "layers.0.mixer", entropy=True) as seen:
         model(TOKENS, documents)
     assert seen.entropy["layers.0.mixer"].abs().max() < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile.*")
+def test_entropy_of_either_kernel() -> None:
+    found = []
+    for kernel in ("sdpa", "flex"):
+        model = Transformer(replace(CFG, emb_dim=64, window=20, masked_attention=kernel))
+        with torch.no_grad(), probe(model, "layers.0.mixer", entropy=True) as seen:
+            model(TOKENS)
+        found.append(seen.entropy["layers.0.mixer"])
+    assert torch.equal(*found) and found[0].max() <= math.log(20)
+
+
+def test_entropy_of_both_stages_of_a_collective() -> None:
+    model = Transformer(ModelConfig(vocab_size=13, emb_dim=32, nb_heads=1, family="collective", match="native"))
+    with torch.no_grad(), probe(model, "*.heads", activations=False, entropy=True) as seen:
+        model(TOKENS)
+    assert {name: x.shape[1] for name, x in seen.entropy.items()} == {"layers.0.experts.heads": 2, "layers.0.analysts.heads": 6}
 
 
 def test_an_unknown_name_is_an_error() -> None:

@@ -27,7 +27,8 @@ def variant(**train: object) -> ToyConfig:
     cfg = ToyConfig()
     model = replace(cfg.model, nb_layers=2, tie_embeddings=True)
     micro = 4 // int(os.environ.get("WORLD_SIZE", 1)) // 2  # two micro-batches a step
-    return replace(cfg, model=model, train=replace(cfg.train, micro_batch=micro, **train))
+    probing = replace(cfg.eval, probe=("layers.*", "layers.*.mixer"), probe_gradients=True)
+    return replace(cfg, model=model, train=replace(cfg.train, micro_batch=micro, **train), eval=probing)
 
 
 RUNS = {

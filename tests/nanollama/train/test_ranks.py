@@ -92,6 +92,13 @@ def test_a_signal_to_one_rank_ends_an_evaluation_on_all(two: Path, alone: Path) 
     assert curve(two / "stopped-in-evaluation") == pytest.approx(curve(alone / "ddp"), rel=2e-6)
 
 
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+@pytest.mark.parametrize("key", ["rms/layers.1", "grad_rms/layers.0", "entropy/layers.1.mixer/0"])
+def test_every_parallelism_sees_the_same_inside(name: str, key: str, two: Path, alone: Path) -> None:
+    found = curve(two / name, key, splits=("probe",))
+    assert len(found) == 3 and found == pytest.approx(curve(alone / name, key, splits=("probe",)), rel=1e-5)
+
+
 def test_a_checkpoint_of_one_process_is_continued_by_two_shards(two: Path, alone: Path) -> None:
     assert curve(two / "resumed-by-two", splits=("train",)) == pytest.approx(curve(alone / "fsdp", splits=("train",)), rel=2e-6)
 

@@ -199,14 +199,15 @@ def gssm(*more: str) -> subprocess.CompletedProcess:
 
 
 def test_evaluations_in_the_background_land_in_the_same_records(tmp_path) -> None:
-    assert gssm(f"run_dir={tmp_path / 'inline'}").returncode == 0
-    out = gssm(f"run_dir={tmp_path / 'beside'}", "eval.asynchronous=true")
+    probing = "eval.probe=[layers.*.mixer]"
+    assert gssm(f"run_dir={tmp_path / 'inline'}", probing).returncode == 0
+    out = gssm(f"run_dir={tmp_path / 'beside'}", probing, "eval.asynchronous=true")
     assert out.returncode == 0, out.stderr
     found, expected = (
-        sorted((r for r in read_jsonl(tmp_path / name / "metrics.jsonl") if r["split"] == "valid"), key=lambda r: r["step"])
+        sorted((r for r in read_jsonl(tmp_path / name / "metrics.jsonl") if r["split"] in ("valid", "probe")), key=lambda r: r["step"])
         for name in ("beside", "inline")
     )
-    assert [r["step"] for r in found] == [10, 20, 30]
+    assert [(r["step"], r["split"]) for r in found] == [(step, split) for step in (10, 20, 30) for split in ("valid", "probe")]
     for a, b in zip(found, expected, strict=True):
         assert a.keys() == b.keys() and list(a.values())[4:] == pytest.approx(list(b.values())[4:]) and a["flops"] == b["flops"]
     assert numbered(tmp_path / "beside" / "checkpoints") == [30]  # evaluated ones have gone
