@@ -1,10 +1,12 @@
 """Let a trained model go on from a prompt.
 
     python -m src.nanollama.generate RUN [prompt=TEXT] [tokens=200] [temperature=0.8] [top_k=K] [top_p=P] [n=1] [seed=0] [device=auto]
+                                         [compile=BACKEND]
 
 RUN is a run folder, or one of its checkpoints. A model of text takes and gives text (bytes, or the tokens of the tokenizer it was trained
 with); any other model takes and gives token numbers, such as prompt=3,1,4. temperature=0 always takes the most likely token. The same seed
-gives the same text. Exit codes: 0 done, 2 wrong input.
+gives the same text. compile=inductor (or another backend of torch.compile) compiles the step that adds a token, which takes a minute and
+pays on a GPU for many tokens. Exit codes: 0 done, 2 wrong input.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any, TypeVar
 from .config import ConfigError
 from .config.tool import run_tool, split
 
-OPTIONS = ("prompt", "tokens", "temperature", "top_k", "top_p", "n", "seed", "device")
+OPTIONS = ("prompt", "tokens", "temperature", "top_k", "top_p", "n", "seed", "device", "compile")
 T = TypeVar("T", int, float)
 
 
@@ -69,11 +71,19 @@ def complete(argv: Sequence[str]) -> None:
     prompt = options.get("prompt", words.default)
     try:
         choose = sampler(temperature, top_k, top_p)
-        found = generate(model, [words.encode(prompt)] * count, tokens, sample=choose, seed=seed)
+        found = generate(model, [words.encode(prompt)] * count, tokens, sample=choose, seed=seed, backend=_backend(options.get("compile")))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     for i, completion in enumerate(found):
         print((f"--- {i + 1} of {count}\n" if count > 1 else "") + words.decode([*words.encode(prompt), *completion]))
+
+
+def _backend(name: str | None) -> str | None:
+    import torch
+
+    if name is not None and name not in (known := torch.compiler.list_backends(exclude_tags=())):
+        raise ConfigError(f"compile={name}: torch.compile has no such backend; it has {', '.join(known)}")
+    return name
 
 
 def _number(options: dict[str, str], key: str, default: T, kind: type[T]) -> T:

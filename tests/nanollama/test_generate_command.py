@@ -37,6 +37,11 @@ def test_text_goes_on_after_its_prompt(runs, capsys) -> None:
     assert first == said(capsys, runs / "text" / "checkpoints" / "60", "prompt=a1 a1 ", "tokens=30", "temperature=0")
 
 
+def test_the_compiled_step_says_the_same(runs, capsys) -> None:
+    asked = runs / "text", "prompt=a1 ", "tokens=20", "temperature=0.5"
+    assert said(capsys, *asked, "compile=aot_eager") == said(capsys, *asked)
+
+
 def test_a_seed_gives_the_same_text_and_another_does_not(runs, capsys) -> None:
     texts = [said(capsys, runs / "text", "tokens=40", "temperature=1.5", f"seed={seed}") for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
@@ -57,6 +62,7 @@ def test_numbers(runs, capsys) -> None:
         (["{gssm}", "prompt=99"], "from 0 to"),
         (["{gssm}", "temperature=-1"], "temperature"),
         (["{gssm}", "tokens=many"], "whole number"),
+        (["{gssm}", "compile=gcc"], "has no such backend; it has"),
         (["{gssm}", "top=3"], "no such option"),
     ],
 )

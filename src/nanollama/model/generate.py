@@ -60,7 +60,7 @@ def generate(
     sample: Sampler | None = None,
     stop: Collection[int] = (),
     seed: int = 0,
-    compiled: bool = False,
+    backend: str | None = None,
 ) -> list[list[int]]:
     """Continue every prompt.
 
@@ -71,7 +71,7 @@ def generate(
         sample: of ``sampler``; None: the most likely token.
         stop: tokens that end a completion; the one that did is its last token.
         seed: prompt i draws from the stream of ``seed + i``, so that it gets the same alone with that seed.
-        compiled: compile the step that adds one token; pays on a GPU for long completions.
+        backend: of torch.compile, for the step that adds one token (``inductor`` pays on a GPU for long completions); None: eager.
 
     Returns:
         the completions, without their prompts.
@@ -93,7 +93,7 @@ def generate(
     uniform = torch.stack([torch.rand(max_new, generator=stream) for stream in streams], 1).to(device)
     cache = model.new_cache(len(prompts), longest + max_new)
     one = torch.ones_like(lengths)
-    extend = torch.compile(model.extend, dynamic=False) if compiled else model.extend
+    extend = torch.compile(model.extend, backend=backend, dynamic=False) if backend else model.extend
     stops = torch.tensor(sorted(stop), device=device, dtype=torch.int64)
 
     token = sample(model.extend(padded, cache, lengths), uniform[0])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
 
 from src.nanollama.config.schema import ModelConfig
 from src.nanollama.model.generate import generate, sampler
@@ -47,6 +48,17 @@ def test_together_equals_one_by_one(name: str, settings: dict) -> None:
     together = generate(model, PROMPTS, 12, sample=sample, seed=5)
     alone = [generate(model, [prompt], 12, sample=sample, seed=5 + i)[0] for i, prompt in enumerate(PROMPTS)]
     assert together == alone
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_compiled_equals_eager_token_for_token(name: str) -> None:
+    model, sample = build(name), sampler(temperature=0.7, top_k=9)
+    torch.compiler.reset()
+    counters.clear()
+    # Graph capture as with any backend, without the minute of code generation.
+    compiled = generate(model, PROMPTS, 12, sample=sample, seed=5, backend="aot_eager")
+    assert compiled == generate(model, PROMPTS, 12, sample=sample, seed=5)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]  # all steps replay one graph
 
 
 def test_greedy_equals_rerunning_the_model() -> None:
