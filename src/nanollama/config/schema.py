@@ -97,7 +97,7 @@ class ModelConfig:
     rope_factor: PositiveFloat = 1.0  # how many times longer
     rope_length: Positive | None = None  # llama3 and yarn: length of the training's sequences
     family: Family | None = None  # depth, widths and skips of a named family, solved for target_params (see model/families.py)
-    target_params: Parameters | None = None  # e.g. 1.8M
+    target_params: Parameters | None = None  # e.g. 1.8M; without a family the widths are solved, for nb_layers and nb_heads as given
     match: Literal["target", "native"] = "target"  # native: the collective's own keys give its size, and it ignores target_params
     match_embeddings: bool = True  # whether target_params counts embedding and head
     collective: CollectiveConfig = field(default_factory=CollectiveConfig)

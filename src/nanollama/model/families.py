@@ -17,7 +17,8 @@ family                 layers  hidden widths                            skips
 =====================  ======  =======================================  =====
 
 Within its range of depths a family takes the one that keeps ``emb_dim / nb_layers`` nearest to its own, so that it grows in both. Heads,
-mixers, tying and vocabulary are those of the config. Everything is arithmetic on configs: nothing is built, no torch needed.
+mixers, tying and vocabulary are those of the config; without a family so are depth and skips, and only the widths are solved. Everything
+is arithmetic on configs: nothing is built, no torch needed.
 """
 
 from __future__ import annotations
@@ -55,26 +56,25 @@ FAMILIES = {
     "deep_resnet": Family((8, 10), 22.0, residual=True),
     "very_deep_resnet": Family((12, 15), 11.0, residual=True),
 }
-SOLVED = ("emb_dim", "nb_layers", "ffn_dim", "ffn_dims", "qk_head_dim", "v_head_dim", "residual")
+WIDTHS = ("emb_dim", "ffn_dim", "ffn_dims", "qk_head_dim", "v_head_dim")
+SOLVED = (*WIDTHS, "nb_layers", "residual")
 
 
 def resolve(cfg: ModelConfig) -> ModelConfig:
-    """``sizing.resolve``, after the shape of ``cfg.family`` is solved for ``cfg.target_params``. Idempotent.
+    """``sizing.resolve``, after the shape of ``cfg.family``, or of a plain model, is solved for ``cfg.target_params``. Idempotent.
 
     Raises:
-        ConfigError: no such shape within TOLERANCE (naming the nearest), or one was given beside the family.
+        ConfigError: no such shape within TOLERANCE (naming the nearest), or one was given beside it.
     """
     native = cfg.family == "collective" and cfg.match == "native"
     if cfg.match == "native" and not native:
         raise ConfigError(f"model.match=native is for model.family=collective, not {cfg.family}: only a collective has a size of its own")
-    if cfg.family is None and cfg.target_params is not None:
-        raise ConfigError("model.target_params needs model.family, one of " + ", ".join(FAMILIES))
-    if cfg.family is None or native:
+    if native or (cfg.family is None and cfg.target_params is None):
         return sizing.resolve(cfg)
     if cfg.target_params is None:
         raise ConfigError(f"model.family={cfg.family} needs model.target_params, e.g. 1.8M")
     found = solve(cfg)
-    for key in SOLVED:
+    for key in SOLVED if cfg.family else WIDTHS:
         _check_free(f"model.{key}", cfg, getattr(cfg, key), getattr(ModelConfig(), key), getattr(found, key))
     for key in ("width", "code_dim"):
         _check_free(f"model.collective.{key}", cfg, getattr(cfg.collective, key), None, getattr(found.collective, key))
@@ -83,7 +83,8 @@ def resolve(cfg: ModelConfig) -> ModelConfig:
 
 def _check_free(key: str, cfg: ModelConfig, given: object, default: object, found: object) -> None:
     if given not in (default, found):
-        raise ConfigError(f"{key}={given} contradicts model.family={cfg.family}, which gives {found} for {cfg.target_params}: leave it out")
+        asked = f"model.family={cfg.family} with " if cfg.family else ""
+        raise ConfigError(f"{key}={given} contradicts {asked}model.target_params={cfg.target_params}, which gives {found}: leave it out")
 
 
 def counted(cfg: ModelConfig) -> int:
@@ -97,13 +98,12 @@ def deviation(cfg: ModelConfig) -> float:
 
 
 def solve(cfg: ModelConfig) -> ModelConfig:
-    """The family's shape nearest in proportion whose count is within TOLERANCE of the target, resolved.
+    """The shape of the family, or of the given depth, nearest in proportion whose count is within TOLERANCE of the target, resolved.
 
     Raises:
         ConfigError: there is none with hidden widths in proportion; the message names the nearest.
     """
-    assert cfg.family is not None and cfg.target_params is not None
-    family = FAMILIES[cfg.family]
+    family = FAMILIES[cfg.family] if cfg.family else Family((cfg.nb_layers, cfg.nb_layers), 1.0, residual=cfg.residual)
     depths = range(family.depths[0], family.depths[1] + 1)
     found = [min(_shapes(cfg, family, depth), key=_badness) for depth in depths]
     best = min(found, key=lambda shape: (not _fits(shape), _far(shape.emb_dim / shape.nb_layers, family.aspect)))
@@ -182,8 +182,9 @@ def _unreachable(cfg: ModelConfig, nearest: ModelConfig) -> str:
     embeddings = sizing.embedding_params(nearest)
     share = f", {embeddings} of them in embedding and head" if cfg.match_embeddings else ""
     widths = ", ".join(map(str, dict.fromkeys(sizing.ffn_widths(nearest))))
+    asked = f"model.family={cfg.family}" if cfg.family else f"model.nb_layers={cfg.nb_layers} with model.nb_heads={cfg.nb_heads}"
     text = (
-        f"model.family={cfg.family} has no shape in proportion within {TOLERANCE:.1%} of model.target_params={cfg.target_params}: the "
+        f"{asked} has no shape in proportion within {TOLERANCE:.1%} of model.target_params={cfg.target_params}: the "
         f"nearest has {counted(nearest)} parameters ({deviation(nearest):+.1%}{share}), nb_layers={nearest.nb_layers}, "
         f"emb_dim={nearest.emb_dim} and hidden widths {widths}"
     )

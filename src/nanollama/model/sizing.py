@@ -1,4 +1,4 @@
-"""Sizes of a model as arithmetic on its config: derived fields, parameter count, and the shape that meets a given count.
+"""Sizes of a model as arithmetic on its config: derived fields and the number of parameters (``families`` solves for a given one).
 
 Needs no torch, so that a launcher can check a config before anything heavy is imported.
 """
@@ -93,31 +93,6 @@ def _mixer_params(cfg: ModelConfig, mixer: str) -> int:
         return d * (cfg.nb_heads + required(cfg.nb_kv_heads)) * (required(cfg.qk_head_dim) + required(cfg.v_head_dim))
     inner, heads, convolved = cfg.ssm_expand * d, cfg.nb_heads, cfg.ssm_expand * d + 2 * cfg.ssm_state
     return d * (inner + convolved + heads) + SSM_WIDTH * convolved + 3 * heads + inner + inner * d
-
-
-def with_params(cfg: ModelConfig, target: int) -> ModelConfig:
-    """The model of ``cfg``'s depth, heads and mixers whose number of parameters is as near to ``target`` as its widths allow.
-
-    First the width: the largest ``emb_dim`` (a multiple of 2 * nb_heads and of 8) that stays within the target with the usual ratio of
-    ``ffn_dim`` to ``emb_dim``; then ``ffn_dim``, in single steps of 3 * emb_dim * nb_layers parameters. Off by half of that at most.
-
-    Raises:
-        ConfigError: even the narrowest such model is larger, or ``vocab_size`` is not known.
-    """
-    step = math.lcm(8, 2 * cfg.nb_heads)
-
-    def at(width: int) -> ModelConfig:
-        return replace(cfg, emb_dim=width, ffn_dim=None, ffn_dims=None, init_std=None)
-
-    widest = largest(lambda width: num_params(at(width * step)) <= target)
-    if not widest:
-        raise ConfigError(
-            f"{target} parameters are too few for model.nb_layers={cfg.nb_layers}, model.nb_heads={cfg.nb_heads}, "
-            f"model.vocab_size={cfg.vocab_size}: the narrowest has {num_params(at(step))}"
-        )
-    found = resolve(at(widest * step))
-    missing = target - num_params(found)
-    return replace(found, ffn_dim=required(found.ffn_dim) + round(missing / (3 * found.emb_dim * found.nb_layers)))
 
 
 # --- the family ``collective`` ------------------------------------------------------------------------------------------------------

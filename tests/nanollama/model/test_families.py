@@ -46,6 +46,28 @@ def test_all_sizes_are_met_and_counted_as_built(name: str, tied: bool) -> None:
     assert len(depths) > 1 or name == "collective"  # the range of depths is used, not only its first
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(20_000, 50_000_000), st.integers(1, 12), st.integers(1, 12), st.booleans(), st.sampled_from(["attn", "ssm"]))
+def test_a_model_without_a_family_keeps_its_depth(target: int, layers: int, heads: int, tied: bool, mixer: str) -> None:
+    more = {"nb_layers": layers, "nb_heads": heads, "tie_embeddings": tied, "mixers": (mixer,), "ssm_state": 16}
+    asked = ModelConfig(vocab_size=32, target_params=target, **more)
+    try:
+        cfg = families.resolve(asked)
+    except ConfigError as error:
+        assert "the nearest has" in str(error)
+        return
+    assert built(cfg) == sizing.num_params(cfg) == pytest.approx(target, rel=0.005)
+    assert (cfg.nb_layers, cfg.nb_heads, cfg.residual) == (layers, heads, True)
+    assert families.resolve(cfg) == cfg
+
+
+@pytest.mark.parametrize("layers", [2, 4, 12])
+def test_sizes_without_a_family_are_met(layers: int) -> None:
+    for target in TARGETS:
+        cfg = families.resolve(ModelConfig(vocab_size=64, target_params=target, nb_layers=layers))
+        assert abs(families.deviation(cfg)) <= 0.005 and 2 <= sizing.required(cfg.ffn_dim) / cfg.emb_dim <= 3.5
+
+
 def test_profiles() -> None:
     widths = sizing.ffn_widths(family("balanced", "5M"))
     assert all(abs(wide / narrow - 2) < 0.1 for wide, narrow in pairwise(widths))
@@ -113,7 +135,8 @@ def test_no_sizes(target: object) -> None:
     ("given", "message"),
     [
         (ModelConfig(vocab_size=64, family="deep"), "needs model.target_params"),
-        (ModelConfig(vocab_size=64, target_params="1M"), "needs model.family"),
+        (ModelConfig(vocab_size=64, target_params="1M", emb_dim=64), "model.emb_dim=64 contradicts model.target_params=1000000, which"),
+        (ModelConfig(vocab_size=50304, target_params="1M", nb_layers=6), "model.nb_layers=6 with model.nb_heads=4 has no shape"),
         (ModelConfig(vocab_size=64, family="deep", target_params="1M", match="native"), "only a collective"),
         (ModelConfig(vocab_size=64, family="deep", target_params="1M", nb_layers=6), "nb_layers=6 contradicts model.family=deep"),
         (ModelConfig(vocab_size=64, family="collective", target_params="1M", collective=CollectiveConfig(width=8)), "collective.width=8"),
@@ -201,8 +224,10 @@ def test_training_configs_solve_their_family() -> None:
     from src.apps.mixbo.config import TRAIN
     from src.nanollama.config import compose
 
-    cfg = compose(TRAIN, ["model.family=balanced", "model.target_params=500k"])
-    assert sizing.num_params(cfg.model) == pytest.approx(500_000, rel=0.005)
-    assert resolve_training(cfg, 256, "bytes") == cfg
+    for family in (["model.family=balanced"], ["model.nb_layers=6"]):
+        cfg = compose(TRAIN, [*family, "model.target_params=500k"])
+        assert sizing.num_params(cfg.model) == pytest.approx(500_000, rel=0.005)
+        assert resolve_training(cfg, 256, "bytes") == cfg
+    assert cfg.model.nb_layers == 6
     with pytest.raises(ConfigError, match="did you mean very_deep"):
         compose(TRAIN, ["model.family=verydeep", "model.target_params=500k"])
