@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from src.nanollama.config import compose
+from src.nanollama.config.explain import all_keys
 from src.nanollama.config.main import entry_of, expand
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,15 @@ def test_command_is_accepted(module: str, args: list[str]) -> None:
     jobs = expand([arg for arg in args if arg != "-m"]) if "-m" in args else [args]
     for job in jobs:
         assert compose(entry, [arg for arg in job if arg != "-m"])
+
+
+def test_the_keys_in_the_table_of_features_exist() -> None:
+    table = (ROOT / "README.md").read_text().partition("| | keys |")[2].partition("\n\n")[0]
+    rows = [re.findall(r"`([a-z_.*]+)", row.split("|")[2]) for row in table.splitlines() if row.startswith("| ") and "---" not in row]
+    assert len(rows) > 8 and all(rows)
+    known = {key for module in ("src.apps.gssm.train", "src.apps.mixbo.train") for key in all_keys(entry_of(module).schema)}
+    for key in [key for row in rows for key in row]:
+        assert key in known or (key.endswith(".*") and key.removesuffix(".*") in known), key
 
 
 @pytest.mark.parametrize("module", sorted({module for module, _ in COMMANDS}))

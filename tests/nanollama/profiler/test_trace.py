@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from toy_training import ToyConfig, run_toy
 
 from src.nanollama.config.schema import ProfilerConfig, TraceConfig
@@ -41,3 +42,11 @@ def test_tensorboard_holds_the_table_of_operators_scalars_and_hparams(traced) ->
     hparams = HParamsPluginData.FromString(content).session_start_info.hparams
     assert hparams["optim.lr"].number_value == 1e-3 and hparams["train.mode"].string_value == "eager"
     assert events.Scalars("result/loss")[0].value > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_memory_snapshot_lies_beside_the_trace(tmp_path) -> None:
+    cfg = replace(ToyConfig(), profiler=ProfilerConfig(trace=TraceConfig(active=True, wait=2, steps=2, memory=True)))
+    run_toy(tmp_path, replace(cfg, train=replace(cfg.train, device="cuda")))
+    (snapshot,) = (tmp_path / "traces").glob("memory_rank0_step*.pickle")
+    assert snapshot.stat().st_size > 0
