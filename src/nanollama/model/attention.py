@@ -53,8 +53,7 @@ class Heads(nn.Module):
         """Turned queries (B, H, T, D_qk), turned keys (B, K, T, D_qk) and values (B, K, T, D_v)."""
         if cpu.fusible(qkv) and at.cos.dim() == 2:
             return cpu.split_and_turn(qkv, at.cos, at.sin, self.nb_heads, self.kv_heads, self.qk_dim)
-        dims = (self.qk_dim, self.qk_dim, self.v_dim)
-        q, k, v = (x.unflatten(-1, (-1, dim)).transpose(1, 2) for x, dim in zip(qkv.split(self.sizes, dim=-1), dims, strict=True))
+        q, k, v = cpu.split_heads(qkv, self.nb_heads, self.kv_heads, self.qk_dim)
         return rotate(q, at.cos, at.sin), rotate(k, at.cos, at.sin), v
 
     def new_cache(self, batch: int, capacity: int, like: Tensor) -> KVCache:
