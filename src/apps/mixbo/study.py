@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 Curve = tuple[tuple[int, tuple[float, ...]], ...]
+ENDINGS = ("status", "charged_flops", "curve", "message")  # user attributes that a trial has once it is told
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,14 @@ class Outcome:
     flops: float = 0.0
     message: str | None = None
     measured: Mapping[str, Any] = field(default_factory=dict)  # further user attributes of the trial
+
+    def charge(self, asked: float) -> float:
+        """FLOPs to book for a trial that was to add ``asked``: what it says that it added.
+
+        One that made no step, or was killed before it could say anything, is booked with all of ``asked``: trials that fail use up a
+        budget, too, or a study of them would never end.
+        """
+        return self.flops or asked
 
     @property
     def ok(self) -> bool:
@@ -101,21 +110,28 @@ class Study(Generic[A, T]):
         return self._trials()[-1].number
 
     def tell(self, number: int, outcome: Outcome) -> None:
-        """Book how a running trial ended."""
-        import optuna
-        from optuna.trial import Trial, TrialState
+        """Book how a running trial ended.
 
-        trial = Trial(self._study, self._trials()[number]._trial_id)
-        trial.set_user_attr("status", outcome.status)
-        trial.set_user_attr("charged_flops", outcome.flops)
-        trial.set_user_attr("curve", [[step, list(values)] for step, values in outcome.curve])
-        if outcome.message:
-            trial.set_user_attr("message", outcome.message[:2000])
-        for key, value in outcome.measured.items():
-            trial.set_user_attr(key, value)
+        These are several writes, and a kill may come between any two: the trial counts as running until the last one, which ends it
+        (:meth:`records` sees none of the others before), and may be told again.
+        """
+        import optuna
+        from optuna.trial import TrialState
+
+        trial = self._trials()[number]
         objective = [(step, self.problem.value(values)) for step, values in outcome.curve]
+        told = {
+            **outcome.measured,
+            "status": outcome.status,
+            "charged_flops": outcome.charge(trial.user_attrs.get("flops", 0.0)),
+            "curve": [[step, list(values)] for step, values in outcome.curve],
+        }
+        if outcome.message or "message" in trial.user_attrs:  # a message of an earlier, interrupted telling goes
+            told["message"] = (outcome.message or "")[:2000]
         for step, value in objective:
-            trial.report(value, step)
+            self._storage.set_trial_intermediate_value(trial._trial_id, step, value)
+        for key, attribute in told.items():
+            self._storage.set_trial_user_attr(trial._trial_id, key, attribute)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if outcome.ok:
@@ -127,7 +143,7 @@ class Study(Generic[A, T]):
         """One flat dictionary a trial, for tables: parameters, status, value, why it was asked for."""
         rows = []
         for trial in self._trials():
-            attrs = {k: v for k, v in trial.user_attrs.items() if k != "curve"}
+            attrs = {k: v for k, v in _attributes(trial).items() if k != "curve"}
             value = trial.value if trial.state.name == "COMPLETE" else None
             row = {"trial": trial.number, "status": attrs.pop("status", "running"), "value": value, **trial.params, **attrs}
             row["started"] = trial.datetime_start and trial.datetime_start.isoformat(timespec="seconds")
@@ -141,7 +157,13 @@ class Study(Generic[A, T]):
     def _record(self, trial: FrozenTrial) -> T:
         ended: Status = "ok" if trial.state.name in ("COMPLETE", "PRUNED") else "failed"
         status: Status = "running" if trial.state.name in ("RUNNING", "WAITING") else ended
-        return self.problem.record(trial.number, status, trial.params, trial.user_attrs)
+        return self.problem.record(trial.number, status, trial.params, _attributes(trial))
+
+
+def _attributes(trial: FrozenTrial) -> dict[str, Any]:
+    """User attributes of a trial; of one that is running, none of those that say how it ended."""
+    over = trial.state.is_finished()
+    return {key: value for key, value in trial.user_attrs.items() if over or key not in ENDINGS}
 
 
 def _open(url: str) -> RDBStorage:

@@ -98,7 +98,8 @@ class Loop:
         self.added_tokens = 0  # by this run; a continued one does not count its parent's
 
     def close(self) -> None:
-        """Finish what is being written."""
+        """Finish what is being written, and say how far the run came, however it ends."""
+        self._sum_up()
         self.journal.close()
 
     # --- starting ---------------------------------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ class Loop:
             record |= {"bayes_loss": self.floor.mean, "bayes_loss_se": self.floor.se, "excess_loss": excess}
         record |= {"grad_norm": grad_norm, "lr": lr, "skipped_steps": counts[1]}
         record = self.journal.interval(record)
-        self.run.summary.update(steps=state.step, tokens=state.tokens, train_loss=loss, skipped_steps=counts[1])
+        self._sum_up(train_loss=loss, skipped_steps=counts[1])
         if counts[2] >= min(self.cfg.train.max_skipped, -(-self.cfg.train.steps // 2)):
             self._fail(f"the gradient was not finite in the last {counts[2]} steps")
         self._take_in(self.background.poll() if self.background else [])
@@ -210,6 +211,11 @@ class Loop:
         """What every record begins with; ``flops`` are those of this run so far, forward and backward."""
         spent = self.added_tokens * self.flops_per_token
         return {"step": self.state.step, "tokens": self.state.tokens, "flops": spent}
+
+    def _sum_up(self, **more: Any) -> None:
+        """What ``result.json`` is to say of the run so far, also if it ends badly."""
+        position = self._position()
+        self.run.summary.update(steps=position["step"], tokens=position["tokens"], flops=position["flops"], **more)
 
     def _fail(self, why: str) -> NoReturn:
         """End as ``nan``; what was saved before stays, and the weights as they are now are saved beside it to look at."""

@@ -69,10 +69,10 @@ class SignalDuringEvaluation:
         return self.tokens[rows]
 
 
-def run_toy(path, cfg: ToyConfig, source=None, tokens=None) -> dict:
+def run_toy(path, cfg: ToyConfig, source=None, tokens=None, run: RunFolder | None = None) -> dict:
     """Train in ``path``; returns what would go to result.json."""
     path.mkdir(parents=True, exist_ok=True)
     source = source or Counting()
     tokens = Counting().batch("valid", 0, cfg.eval.sequences) if tokens is None else tokens
     held_out = {"valid": HeldOut(tokens, floor=np.full(len(tokens), ENTROPY))}
-    return train(cfg, RunFolder(path), source, held_out, Floor(ENTROPY, 0.0))
+    return train(cfg, run or RunFolder(path), source, held_out, Floor(ENTROPY, 0.0))
