@@ -25,6 +25,7 @@ from .errors import ConfigError
 
 STATUSES = ("ok", "nan", "oom", "invalid", "timeout", "killed", "error", "interrupted", "requeue")
 RESUME = ("auto", "never", "must")
+MADE = ("checkpoints", "trials")  # folders in which a run keeps what it would be a pity to lose
 SNAPSHOT = ".snapshot.json"  # in the root of a code snapshot: where it came from
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "numba", "botorch", "gpytorch", "optuna", "tensorboard", "wandb")
 
@@ -95,7 +96,7 @@ def open_folder(entry: Entry, cfg: Any, argv: Sequence[str], resume: str = "auto
         lock.close()
         raise ConfigError(f"run_dir={path}: another process is running in this folder; wait for it or take another run_dir")
     known = path / "config.yaml"
-    resumed = known.is_file()
+    resumed = holds_run(path)
     try:
         check_resume(path, resumed, resume)
         if resumed:
@@ -110,6 +111,12 @@ def open_folder(entry: Entry, cfg: Any, argv: Sequence[str], resume: str = "auto
         lock.close()
         raise
     return RunFolder(path, resumed, _lock=lock)
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a run was begun in the folder. One that was refused as ``invalid`` before it made anything leaves it free for another."""
+    refused = (read_result(path) or {}).get("status") == "invalid"
+    return (path / "config.yaml").is_file() and not (refused and not any(any(path.glob(f"{made}/*")) for made in MADE))
 
 
 def check_resume(path: Path, held: bool, resume: str) -> None:

@@ -38,7 +38,7 @@ from .compose import (
 )
 from .errors import ConfigError, Interrupted, Requeue, RunFailed
 from .failure import Failure, first_failure, unexpected, wait_until_written, watching, written
-from .folder import RunFolder, check_resume, check_same, new_folder, open_folder, read_result
+from .folder import RunFolder, check_resume, check_same, holds_run, new_folder, open_folder, read_result
 from .ranks import agree, rank, world_size
 
 Task = Callable[[Any, RunFolder], Mapping[str, Any] | None]
@@ -215,10 +215,11 @@ def _multirun(entry: Entry, task: Task, argv: Sequence[str], resume: str) -> int
         return _hydra(entry, task, ["-m", *overrides, *quiet, *([f"hydra.sweep.dir={quoted(given)}"] if given else [])])
     for number, job in enumerate(expand(overrides)):
         cfg = compose(entry, [arg for arg in job if not arg.startswith("hydra")])
-        known = Path(given or os.devnull) / str(number) / "config.yaml"
-        check_resume(known.parent, known.is_file(), resume)
-        if known.is_file():
-            check_same(entry, known.parent, known, {key: value for key, value in as_dict(cfg).items() if key != "run_dir"})
+        folder = Path(given or os.devnull) / str(number)
+        held = holds_run(folder)
+        check_resume(folder, held, resume)
+        if held:
+            check_same(entry, folder, folder / "config.yaml", {key: value for key, value in as_dict(cfg).items() if key != "run_dir"})
     folder = Path(given) if given else new_folder(entry.name)
     hydra_args = [f"hydra.sweep.dir={quoted(folder)}", "hydra.sweep.subdir='${hydra.job.num}'", "hydra.output_subdir=null"]
     _hydra(entry, task, ["-m", *overrides, *hydra_args, *quiet])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..config import ConfigError, read_result
 from ..config.compose import ROOT
-from ..config.folder import check_resume, check_same, new_folder
+from ..config.folder import check_resume, check_same, holds_run, new_folder
 from . import grid, local, slurm
 from .job import Launch, launches, prepare
 from .outcome import exit_code
@@ -86,7 +86,7 @@ def _how_to_ask(run_dir: Path) -> int:
 def _to_start(plan: Plan, folder: Path) -> Sequence[int]:
     """Numbers of the runs to start in a folder that may hold earlier ones. ConfigError if it is not to be touched."""
     launched = next(iter(launches(folder)), None)
-    held = launched is not None or (folder / "config.yaml").is_file()
+    held = launched is not None or holds_run(folder)
     check_resume(folder, held, plan.resume)
     if not held:
         return range(len(plan.tasks))
@@ -94,9 +94,9 @@ def _to_start(plan: Plan, folder: Path) -> Sequence[int]:
         raise ConfigError(f"run_dir={folder} holds {'one run' if plan.is_grid else 'a grid'}; take another run_dir")
     for number, task in enumerate(plan.tasks):
         run_dir = folder / str(number) if plan.is_grid else folder
-        if (run_dir / "config.yaml").is_file():
+        if holds_run(run_dir):
             check_same(plan.entry, run_dir, run_dir / "config.yaml", task.resolved)
-        elif launched:
+        elif launched and read_result(run_dir) is None:  # it has not begun yet
             waiting = launched.path / "tasks" / f"{number}.yaml" if plan.is_grid else launched.path / "config.yaml"
             if waiting.is_file():
                 check_same(plan.entry, run_dir, waiting, task.config)

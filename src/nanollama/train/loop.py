@@ -189,7 +189,7 @@ class Loop:
 
     def _log(self, lr: float) -> dict[str, str]:
         """One training record: losses are means over the finite steps since the last one. The only place that waits for the device."""
-        tally, state = self.state.tally, self.state
+        tally = self.state.tally
         tally.average(self.ranks)
         counts = torch.stack([tally.steps, tally.skipped, tally.in_a_row]).tolist()
         loss, grad_norm = float(tally.loss) / counts[0] if counts[0] else None, float(self.step.norm)

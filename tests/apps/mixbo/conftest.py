@@ -46,3 +46,14 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def kg(sweeps: Callable[..., Path]) -> Path:
     """A knowledge-gradient sweep of 12 trials: the design and four suggestions."""
     return sweeps("kg", "strategy=kg", "strategy.design=0", "budget.trials=12")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A user's folder with three domains."""
+    root = tmp_path_factory.mktemp("corpus")
+    for domain, text in {"count": "0123456789 ", "alpha": "abcdefghij ", "mixed": "a1b2c3d4e5 "}.items():
+        (root / "texts" / domain).mkdir(parents=True)
+        for i in range(12):
+            (root / "texts" / domain / f"{i}.txt").write_text(f"{domain} {i} " + text * 80 + str(i))
+    return root

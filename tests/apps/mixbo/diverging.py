@@ -10,7 +10,7 @@ from src.nanollama.config import RunFolder, main
 
 @main(TRAIN)
 def train(cfg: MixtureConfig, run: RunFolder) -> dict[str, Any]:
-    if cfg.data.weights and cfg.data.weights[1] == 1.0:
+    if cfg.data.weights and cfg.data.weights[1] > 0.99:
         cfg = replace(cfg, optim=replace(cfg.optim, lr=1e30, clip=None))
     return whole.__wrapped__(cfg, run)  # type: ignore[attr-defined,no-any-return]
 

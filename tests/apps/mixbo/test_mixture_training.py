@@ -64,6 +64,12 @@ def test_masks_change_the_training_and_it_resumes_exactly(corpus, tmp_path) -> N
     assert run(corpus, tmp_path / "plain")["final"]["valid/odd"]["loss"] != whole["final"]["valid/odd"]["loss"]
 
 
+def test_a_corpus_too_short_for_the_sequences_leaves_the_folder_free(corpus, tmp_path) -> None:
+    args = [f"data.corpus={corpus}/texts", f"data.cache={corpus}/cache", *SMALL, "data.seq_len=100000", f"run_dir={tmp_path / 'run'}"]
+    assert run_command(TRAIN, train.__wrapped__, args) == 2  # type: ignore[attr-defined]
+    assert run(corpus, tmp_path / "run", "train.steps=1")["status"] == "ok"
+
+
 def test_a_tokenizer_is_a_config_key(corpus, tmp_path, capsys) -> None:
     file = corpus / "tokenizer.json"
     result = run(corpus, tmp_path / "run", f"data.tokenizer={file}", "data.seq_len=16")

@@ -1,34 +1,27 @@
-"""The sweep as its users meet it: one command, killed and resumed, with failing trials and wrong input. Trials are real processes."""
+"""The sweep as its users meet it: one command, resumed, and with wrong input. Trials are simulated."""
 
+import inspect
 import json
-import os
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from tiny import prepare
 
 from src.apps.mixbo.build import build, suggesting
 from src.apps.mixbo.config import SWEEP, identity
 from src.apps.mixbo.controller import Controller, Limits
 from src.apps.mixbo.records import Record
 from src.apps.mixbo.study import Study
+from src.apps.mixbo.sweep import sweep
 from src.apps.mixbo.sweeper import translate
-from src.nanollama.config import ConfigError, RunFailed, compose
+from src.nanollama.config import ConfigError, compose
+from src.nanollama.config.main import run_command
 from src.nanollama.launcher.signals import StopFlag
 
 SIMULATED = ["objective=simulator", "strategy=random", "space.domains=[a,b,c]"]
-
-
-def prepare(tmp_path: Path, *argv: str):
-    """(controller, study, problem) of a command line, without its terminal output."""
-    cfg = compose(SWEEP, [*argv, f"run_dir={tmp_path}"])
-    problem, runner = build(cfg, tmp_path / "trials")
-    study = Study("study", cfg.storage or Study.sqlite(tmp_path), problem, identity(cfg))
-    return Controller(suggesting(problem, cfg.seed), study, runner, Limits.of(cfg.budget, problem), lambda records: None), study, problem
 
 
 def simulate(tmp_path: Path, *argv: str) -> tuple[Record, ...]:
@@ -118,6 +111,21 @@ def test_wrong_input_is_refused_before_anything_is_trained(case: str, tmp_path) 
     assert not (tmp_path / "trials").exists()
 
 
+def test_a_refused_sweep_leaves_its_folder_free(tmp_path) -> None:
+    wrong = [*SIMULATED, "budget.trials=2", "space.caps={a: .2, b: .2, c: .2}", f"run_dir={tmp_path / 'run'}"]
+    assert run_command(SWEEP, inspect.unwrap(sweep), wrong) == 2 and (tmp_path / "run").is_dir()
+    assert run_command(SWEEP, inspect.unwrap(sweep), [arg for arg in wrong if not arg.startswith("space.caps")]) == 0
+
+
+def test_a_multirun_over_seeds_is_a_sweep_each(tmp_path) -> None:
+    argv = ["-m", *SIMULATED, "seed=0,1", "budget.trials=3", "metrics.tensorboard=false", f"run_dir={tmp_path}"]
+    ended = subprocess.run([sys.executable, "-m", "src.apps.mixbo.sweep", *argv], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    answers = [json.loads((tmp_path / seed / "best.json").read_text()) for seed in "01"]
+    assert answers[0]["weights"] != answers[1]["weights"]
+    assert all(len((tmp_path / seed / "trials.csv").read_text().splitlines()) == 1 + 3 for seed in "01")
+
+
 def test_a_locked_database_says_so(tmp_path, monkeypatch) -> None:
     simulate(tmp_path, "budget.trials=2")
     lock = sqlite3.connect(tmp_path / "study.db")
@@ -153,73 +161,3 @@ def test_the_sweeper_means_the_same_as_the_command() -> None:
         translate("src.apps.mixbo.train", ["model=pico,nano", "train.steps=4,8", "optim.lr=0.01,0.1"], options, None)
     with pytest.raises(ConfigError, match="fidelities"):
         translate("src.apps.mixbo.train", ["optim.lr=0.01"], options, None)
-
-
-# --- real trainings --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    """A user's folder with three domains."""
-    root = tmp_path_factory.mktemp("corpus")
-    for domain, text in {"count": "0123456789 ", "alpha": "abcdefghij ", "mixed": "a1b2c3d4e5 "}.items():
-        (root / "texts" / domain).mkdir(parents=True)
-        for i in range(12):
-            (root / "texts" / domain / f"{i}.txt").write_text(f"{domain} {i} " + text * 80 + str(i))
-    return root
-
-
-def real(corpus: Path, *more: str) -> list[str]:
-    overrides = [
-        f"data.corpus={corpus / 'texts'}",
-        f"data.cache={corpus / 'cache'}",
-        "data.seq_len=16",
-        "data.batch_size=4",
-        "eval.sequences=4",
-    ]
-    quoted = ",".join(f"'{o}'" for o in overrides)
-    return [
-        sys.executable, "-m", "src.apps.mixbo.sweep", f"training.overrides=[{quoted}]", "fidelity.model_size=[pico,nano]",
-        "fidelity.steps=[8,16]", "pool.slots=1", "training.checkpoints=1", "metrics.tensorboard=false", *more,
-    ]  # fmt: skip
-
-
-def rows(folder: Path) -> list[tuple]:
-    import csv
-
-    with (folder / "trials.csv").open() as file:
-        return [
-            (r["trial"], r["status"], r["w.count"], r["w.alpha"], r["model_size"], r["steps"], r["continues"], r["value"])
-            for r in csv.DictReader(file)
-        ]
-
-
-def test_killed_sweep_ends_like_the_unbroken_one(corpus, tmp_path) -> None:
-    """kill -9 of the controller while a trial runs: nothing is trained twice, and every suggestion and result is the same."""
-    whole = subprocess.run(real(corpus, "budget.trials=4", f"run_dir={tmp_path / 'whole'}"), capture_output=True, text=True, timeout=300)
-    assert whole.returncode == 0, whole.stderr
-    command = real(corpus, "budget.trials=4", f"run_dir={tmp_path / 'cut'}")
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not (tmp_path / "cut" / "trials" / "2" / "config.yaml").exists() and time.time() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0, again.stderr
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole") and len(rows(tmp_path / "cut")) == 4
-    best = [json.loads((tmp_path / name / "best.json").read_text()) for name in ("whole", "cut")]
-    assert best[0] == best[1] and best[0]["model_size"] == "nano" and best[0]["steps"] == 16
-    assert sum(best[0]["weights"].values()) == pytest.approx(1)
-    trained = [json.loads(line)["step"] for line in (tmp_path / "cut/trials/2/metrics.jsonl").read_text().splitlines()]
-    assert trained == sorted(trained)
-
-
-def test_a_sweep_whose_trials_all_fail_ends_with_their_message(corpus, tmp_path) -> None:
-    cfg_args = [a for a in real(corpus)[3:]]
-    cfg_args[0] = cfg_args[0].replace("]", ",'optim.lr=1e30','optim.clip=null','train.max_skipped=1']")
-    controller, study, _ = prepare(tmp_path, *cfg_args)
-    with pytest.raises(RunFailed, match="trials all failed"):
-        controller.run(StopFlag())
-    assert {record.status for record in study.records()} == {"failed"}
-    assert {row["status"] for row in study.details()} == {"nan"}

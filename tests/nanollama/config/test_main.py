@@ -73,6 +73,16 @@ def test_wrong_input_leaves_no_folder(tmp_path, capsys) -> None:
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("made", [None, "checkpoints/3", "trials/0"])
+def test_a_refused_run_leaves_its_folder_free_unless_it_had_made_something(made: str | None, tmp_path, capsys) -> None:
+    """Some input can only be found wrong by the task itself, when the folder is there."""
+    command(tmp_path, ENDINGS["invalid"][0])
+    if made:
+        (tmp_path / "run" / made).mkdir(parents=True)
+    code, result = command(tmp_path, ENDINGS["ok"][0], "optim.lr=0.5", "resume=never" if made is None else "resume=auto")
+    assert (code, result["status"]) == ((0, "ok") if made is None else (2, "invalid"))
+
+
 def test_a_folder_of_another_config_is_refused_and_left_alone(tmp_path, capsys) -> None:
     command(tmp_path, ENDINGS["ok"][0])
     before = (tmp_path / "run" / "config.yaml").read_text()
