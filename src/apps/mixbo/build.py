@@ -13,6 +13,7 @@ from .config import SweepConfig
 from .objectives import Objective
 from .objectives.training import Trainings
 from .problem import Fidelities, Metric, Problem
+from .protocol import Done
 from .records import Record, Suggestion
 from .runners import Runner, SimulatedRunner, TrainingRunner
 from .space import MixtureSpace
@@ -38,7 +39,7 @@ def build(cfg: SweepConfig, trials: Path) -> tuple[Problem, Runner[Record]]:
     return _problem(cfg, objective, objective), SimulatedRunner(trials, objective)
 
 
-def suggesting(problem: Problem, seed: int) -> Callable[[Sequence[Record]], Suggestion]:
+def suggesting(problem: Problem, seed: int) -> Callable[[Sequence[Record]], Suggestion | Done]:
     """What the controller asks: the strategy's next trial."""
     return lambda records: suggest(problem, records, seed, len(records))
 

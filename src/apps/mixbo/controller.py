@@ -10,12 +10,12 @@ from src.nanollama.config import ConfigError, Interrupted, RunFailed
 from src.nanollama.launcher.signals import StopFlag
 
 from .options import BudgetConfig
-from .problem import Problem
 from .protocol import A, Asked, Done, T, Trial
 from .records import finished, spent
 from .runners import Runner
 from .study import Outcome, Study
 
+SLACK = 1e-9  # relative; sums of FLOPs are rounded
 MAX_FAILURES = 5  # in a row, with nothing that ever worked: the set-up is wrong, not the trials
 
 
@@ -27,13 +27,15 @@ class Limits:
     trials: float
 
     @classmethod
-    def of(cls, budget: BudgetConfig, problem: Problem) -> Limits:
-        """The tighter of the FLOP bounds, with a check that at least one trial fits."""
-        full_runs = budget.full_runs * problem.full_run if budget.full_runs else float("inf")
+    def of(cls, budget: BudgetConfig, first: float, full_run: float = float("inf")) -> Limits:
+        """The tighter of the FLOP bounds; ``first``: FLOPs of the strategy's first trial, which must fit, or nothing would be tried."""
+        full_runs = budget.full_runs * full_run if budget.full_runs else float("inf")
         limits = cls(min(budget.flops or float("inf"), full_runs), budget.trials or float("inf"))
-        cheapest = min(problem.flops_per_step) * problem.fidelities.steps[0]
-        if limits.flops < cheapest:
-            raise ConfigError(f"budget: {limits.flops:.3g} FLOPs do not pay for the smallest trial, which needs {cheapest:.3g}")
+        if limits.flops * (1 + SLACK) < first:
+            raise ConfigError(
+                f"budget: {limits.flops:.3g} FLOPs do not pay for this strategy's first trial, which needs {first:.3g}; "
+                "raise the budget, or take a strategy or fidelities that start smaller"
+            )
         return limits
 
     def why_not(self, records: Sequence[Trial], asked: Asked) -> str | None:
@@ -41,7 +43,7 @@ class Limits:
         if len(records) >= self.trials:
             return f"budget.trials = {self.trials:g} are used"
         total = spent(records) + asked.flops
-        return f"the next trial would bring the cost to {total:.3g} of {self.flops:.3g} FLOPs" if total > self.flops * (1 + 1e-9) else None
+        return f"the next trial would bring the cost to {total:.3g} of {self.flops:.3g} FLOPs" if total > self.flops * (1 + SLACK) else None
 
 
 def ancestors(records: Sequence[T], trial: T) -> list[T]:

@@ -12,6 +12,7 @@ from .progress import Progress
 from .records import Record, Suggestion
 from .runners import SimulatedRunner
 from .study import Study
+from .suggest import first_flops
 from .truth import Truth
 from .watch import Watch
 
@@ -19,7 +20,7 @@ from .watch import Watch
 def mixtures(cfg: SweepConfig, run: RunFolder) -> Parts[Suggestion, Record]:
     """A search for the best mixture. Raises ConfigError before anything is trained."""
     problem, runner = build(cfg, run.path / "trials")
-    limits = Limits.of(cfg.budget, problem)
+    limits = Limits.of(cfg.budget, first_flops(problem, cfg.seed), problem.full_run)
     name = identity(cfg)
     study = Study(f"{cfg.name}-{name}", cfg.storage or Study.sqlite(run.path), problem, name)
     truth = Truth(problem, runner.objective) if isinstance(runner, SimulatedRunner) else None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from src.nanollama.config import ConfigError
+from src.nanollama.config.secret import without_passwords
 
 from .protocol import A, Search, Status, T
 
@@ -64,6 +65,7 @@ class Study(Generic[A, T]):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.problem = problem
+        shown = without_passwords(storage)
         try:
             self._storage = _open(storage)
             direction: Literal["maximize", "minimize"] = "maximize" if problem.maximise else "minimize"
@@ -72,10 +74,10 @@ class Study(Generic[A, T]):
             if stored is None:
                 self._study.set_user_attr("identity", identity)
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
-            raise ConfigError(f"storage={storage}: cannot be used: {_first_line(error)}") from error
+            raise ConfigError(f"storage={shown}: cannot be used: {without_passwords(_first_line(error))}") from error
         if stored not in (None, identity):
             self.close()
-            raise ConfigError(f"storage={storage} holds a study {name!r} of another space, objective or strategy; take another name")
+            raise ConfigError(f"storage={shown} holds a study {name!r} of another space, objective or strategy; take another name")
 
     def close(self) -> None:
         """Let go of the database."""

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from .errors import ConfigError
 from .explain import Layer, check_key, fields_of, from_validation, is_free, nearest
+from .secret import without_passwords
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs"
@@ -91,7 +92,7 @@ def typed(entry: Entry, node: DictConfig, overrides: Sequence[str] = ()) -> Any:
 
 
 def as_dict(cfg: Any) -> dict[str, Any]:
-    """A config as plain nested dictionaries and lists, ready for YAML or JSON."""
+    """A config as plain nested dictionaries and lists, ready for YAML or JSON; passwords of URLs are left out."""
     return _plain(dataclasses.asdict(cfg))
 
 
@@ -106,7 +107,9 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return without_passwords(value) if isinstance(value, str) else value
 
 
 def register_schema(entry: Entry) -> None:

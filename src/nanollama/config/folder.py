@@ -22,6 +22,7 @@ import yaml
 from .atomic import write_json, write_text
 from .compose import ROOT, Entry, as_dict, flatten
 from .errors import ConfigError
+from .secret import without_passwords
 
 STATUSES = ("ok", "nan", "oom", "invalid", "timeout", "killed", "error", "interrupted", "requeue")
 RESUME = ("auto", "never", "must")
@@ -183,7 +184,7 @@ def environment(argv: Sequence[str]) -> dict[str, Any]:
         except PackageNotFoundError:
             packages[name] = None
     return {
-        "argv": [sys.argv[0], *argv],
+        "argv": [sys.argv[0], *map(without_passwords, argv)],
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "cwd": str(Path.cwd()),
         **git_state(),

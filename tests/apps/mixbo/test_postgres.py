@@ -1,6 +1,7 @@
 """Two studies at once on one PostgreSQL server. Skipped where no server is installed, or where it could only run as root."""
 
 import gc
+import inspect
 import os
 import pwd
 import shutil
@@ -18,7 +19,10 @@ from src.apps.mixbo.build import build, suggesting
 from src.apps.mixbo.config import SWEEP, SweepConfig, identity
 from src.apps.mixbo.controller import Controller, Limits
 from src.apps.mixbo.study import Study
+from src.apps.mixbo.suggest import first_flops
+from src.apps.mixbo.sweep import sweep
 from src.nanollama.config import compose
+from src.nanollama.config.main import run_command
 from src.nanollama.launcher.signals import StopFlag
 
 
@@ -71,7 +75,8 @@ def test_two_studies_at_once_decide_as_on_sqlite(server, tmp_path) -> None:
         folder.mkdir()
         problem, runner = build(cfg, folder / "trials")
         with closing(Study(identity(cfg), url or Study.sqlite(folder), problem, identity(cfg))) as study:
-            Controller(suggesting(problem, cfg.seed), study, runner, Limits.of(cfg.budget, problem), lambda records: None).run(StopFlag())
+            limits = Limits.of(cfg.budget, first_flops(problem, cfg.seed), problem.full_run)
+            Controller(suggesting(problem, cfg.seed), study, runner, limits, lambda records: None).run(StopFlag())
             return study.records()
 
     with ThreadPoolExecutor(2) as pool:
@@ -79,3 +84,16 @@ def test_two_studies_at_once_decide_as_on_sqlite(server, tmp_path) -> None:
     assert found == [run(cfg, None, tmp_path / f"lite{cfg.seed}") for cfg in configs]
     assert found[0] != found[1] and len(found[0]) == 6
     gc.collect()  # here, where its warning is expected
+
+
+@pytest.mark.filterwarnings("ignore:.*Connection object.*:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_sweep_keeps_its_password_to_itself(server, tmp_path) -> None:
+    """And the folder is the same sweep's when the password comes from elsewhere."""
+    argv = ["objective=simulator", "strategy=random", "space.domains=[a,b,c]", "seed=7", f"run_dir={tmp_path / 'run'}"]
+    for trials, url in ((2, server.replace("nanollama@", "nanollama:s3cret@")), (3, server)):
+        assert run_command(SWEEP, inspect.unwrap(sweep), [*argv, f"budget.trials={trials}", f"storage={url}"]) == 0
+        files = [file for file in tmp_path.rglob("*") if file.is_file()]
+        assert any(file.name.startswith("events.") for file in files)
+        assert not [file for file in files if b"s3cret" in file.read_bytes()]
+    assert len((tmp_path / "run/trials.csv").read_text().splitlines()) == 1 + 3
+    gc.collect()

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
@@ -116,3 +117,19 @@ def test_trials_that_time_out_are_charged_what_they_asked_for(corpus, tmp_path) 
         assert {row["status"] for row in study.details()} == {"timeout"}
         for record in study.records():
             assert record.flops == problem.flops_per_step[problem.fidelities.index(record.model_size)] * record.steps
+
+
+def test_hydra_sweeps_another_family_of_data_and_the_command_goes_on_with_it(tmp_path) -> None:
+    """``hydra/sweeper=mixbo`` over the graphs' domains; the same study is then continued by the other front end."""
+    small = ["experiment=mixture", "data.seq_len=16", "data.batch_size=4"]
+    hydra = ["-m", "hydra/sweeper=mixbo", "hydra.sweeper.strategy=kg", "hydra.sweeper.trials=2", "model=pico,nano", "train.steps=2,4"]
+    line = [sys.executable, "-m", "src.apps.gssm.train", *hydra, *small, f"run_dir={tmp_path}"]
+    swept = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert swept.returncode == 0, swept.stderr
+    first = json.loads((tmp_path / "best.json").read_text())
+    assert first["weights"].keys() == {"infer", "predict", "noise"} and first["trials"] == 2
+    sweep = ["strategy=kg", "training.script=src.apps.gssm.train", f"training.overrides={[*small]}", "budget.trials=3"]
+    again = ended(*sweep, "fidelity.model_size=[pico,nano]", "fidelity.steps=[2,4]", f"run_dir={tmp_path}")
+    assert again.returncode == 0, again.stderr
+    with (tmp_path / "trials.csv").open() as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["ok"] * 3

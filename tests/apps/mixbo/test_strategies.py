@@ -16,6 +16,7 @@ from src.apps.mixbo.design import initial_design, start
 from src.apps.mixbo.objectives.simulator import Simulator
 from src.apps.mixbo.options import SimulatorConfig, SpaceConfig
 from src.apps.mixbo.problem import Fidelities, Metric, Problem
+from src.apps.mixbo.protocol import Done
 from src.apps.mixbo.recommend import recommend
 from src.apps.mixbo.records import Record, Status, Suggestion, runs, same, spent
 from src.apps.mixbo.space import MixtureSpace
@@ -286,3 +287,15 @@ def test_botorchs_knowledge_gradient_obeys_the_same_rules(monkeypatch: pytest.Mo
     asked = lookup("qmfkg")(posed, records, np.random.default_rng(0))
     assert sum(asked.weights) == pytest.approx(1.0)
     assert unlocked(posed, records)[FIDELITIES.index(asked.model_size)] and asked.flops <= allowance(posed, records) * (1 + 1e-9)
+
+
+def test_random_buys_every_row_of_a_table_once_and_ends() -> None:
+    objective = simulator()
+    mixtures = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.5, 0.5, 0.0))
+    space = MixtureSpace.from_config(SpaceConfig(("a", "b", "c")), mixtures)
+    rows = frozenset((w, "1B", 8000) for w in mixtures[1:]) | {(mixtures[0], "1B", 4000)}
+    posed = replace(problem(objective, strategy={"name": "random"}), space=space, table=rows)
+    records: list[Record] = []
+    while not isinstance(asked := suggest(posed, records, 0, len(records)), Done):
+        records.append(finish(objective, asked, records))
+    assert sorted(record.weights for record in records) == sorted(mixtures[1:])

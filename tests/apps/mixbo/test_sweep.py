@@ -15,6 +15,7 @@ from src.apps.mixbo.config import SWEEP, identity
 from src.apps.mixbo.controller import Controller, Limits
 from src.apps.mixbo.records import Record
 from src.apps.mixbo.study import Study
+from src.apps.mixbo.suggest import first_flops
 from src.apps.mixbo.sweep import sweep
 from src.apps.mixbo.sweeper import translate
 from src.nanollama.config import ConfigError, compose
@@ -82,7 +83,8 @@ def test_two_studies_share_one_store(tmp_path) -> None:
     for cfg in cfgs:
         problem, runner = build(cfg, tmp_path / identity(cfg))
         study = Study(identity(cfg), url, problem, identity(cfg))
-        Controller(suggesting(problem, cfg.seed), study, runner, Limits.of(cfg.budget, problem), lambda records: None).run(StopFlag())
+        limits = Limits.of(cfg.budget, first_flops(problem, cfg.seed), problem.full_run)
+        Controller(suggesting(problem, cfg.seed), study, runner, limits, lambda records: None).run(StopFlag())
         assert len(study.records()) == 3
 
 
@@ -93,9 +95,13 @@ BAD = {
     "cap of no domain": [*SIMULATED, "space.caps={z: .2}"],
     "target is not the largest": ["objective=simulator", "fidelity.model_size=[1B,20M]"],
     "unreachable budget": [*SIMULATED, "budget.flops=10"],
+    "budget below a full run": [*SIMULATED, "budget.full_runs=.5"],
+    "budget below the first corner": [*SIMULATED[::2], "strategy=ei", "budget.full_runs=.9"],
+    "budget below the first rung": [*SIMULATED[::2], "strategy=hyperband", "budget.full_runs=.05"],
     "size the simulator lacks": ["objective=simulator", "fidelity.model_size=[tiny]"],
     "no such file": ["objective=simulator", "simulator.path=/nowhere.npz"],
     "table without path": ["objective=table"],
+    "trainings of one domain": ["training.script=src.apps.gssm.train", "training.overrides=[experiment=debug]"],
     "domain of no corpus": ["training.metric={cobol: 1}"],
     "command that mixes nothing": ["training.script=src.apps.gssm.difficulty"],
     "storage that cannot be": [*SIMULATED, "storage=nosuchdb://here"],
@@ -115,6 +121,20 @@ def test_a_refused_sweep_leaves_its_folder_free(tmp_path) -> None:
     wrong = [*SIMULATED, "budget.trials=2", "space.caps={a: .2, b: .2, c: .2}", f"run_dir={tmp_path / 'run'}"]
     assert run_command(SWEEP, inspect.unwrap(sweep), wrong) == 2 and (tmp_path / "run").is_dir()
     assert run_command(SWEEP, inspect.unwrap(sweep), [arg for arg in wrong if not arg.startswith("space.caps")]) == 0
+
+
+def written(folder: Path) -> str:
+    """Everything in a folder's files."""
+    return "".join(file.read_bytes().decode(errors="replace") for file in folder.rglob("*") if file.is_file())
+
+
+def test_a_password_is_neither_shown_nor_written(tmp_path, capfd) -> None:
+    """Nothing listens there, so the sweep fails with the URL in its message."""
+    argv = [*SIMULATED, "storage=postgresql+psycopg://me:s3cret@127.0.0.1:1/db", f"run_dir={tmp_path / 'run'}"]
+    assert run_command(SWEEP, inspect.unwrap(sweep), argv) == 2
+    assert "me@127.0.0.1" in written(tmp_path) and "s3cret" not in written(tmp_path)
+    shown = "".join(capfd.readouterr())
+    assert "me@127.0.0.1" in shown and "s3cret" not in shown
 
 
 def test_a_multirun_over_seeds_is_a_sweep_each(tmp_path) -> None:

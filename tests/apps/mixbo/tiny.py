@@ -8,6 +8,7 @@ from src.apps.mixbo.build import build, suggesting
 from src.apps.mixbo.config import SWEEP, identity
 from src.apps.mixbo.controller import Controller, Limits
 from src.apps.mixbo.study import Study
+from src.apps.mixbo.suggest import first_flops
 from src.nanollama.config import compose
 
 
@@ -16,7 +17,8 @@ def prepare(tmp_path: Path, *argv: str):
     cfg = compose(SWEEP, [*argv, f"run_dir={tmp_path}"])
     problem, runner = build(cfg, tmp_path / "trials")
     study = Study("study", cfg.storage or Study.sqlite(tmp_path), problem, identity(cfg))
-    return Controller(suggesting(problem, cfg.seed), study, runner, Limits.of(cfg.budget, problem), lambda records: None), study, problem
+    limits = Limits.of(cfg.budget, first_flops(problem, cfg.seed), problem.full_run)
+    return Controller(suggesting(problem, cfg.seed), study, runner, limits, lambda records: None), study, problem
 
 
 def tiny(corpus: Path, *more: str, training: tuple[str, ...] = ()) -> list[str]:

@@ -28,7 +28,7 @@ def growth(cfg: SweepConfig, run: RunFolder) -> Parts[Wanted, GrowthRecord]:
     study = growth_study(cfg, run.path)
     growing = open_growth(shapes, study, cfg.growth.override)
     runner = TrainingRunner(run.path / "trials", Commands(shapes), cfg.pool)
-    limits = Limits(cfg.budget.flops or float("inf"), cfg.budget.trials or float("inf"))
+    limits = Limits.of(cfg.budget, growing.first_flops)
     progress = GrowthProgress(run.path)
     watch = GrowthWatch(cfg, run, growing, study, name, progress)
     return Parts(growing.ask, study, runner, limits, watch, progress)

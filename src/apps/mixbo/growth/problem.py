@@ -28,6 +28,11 @@ class Growth:
         steps = shapes.trained_steps(given)
         self.policy = Policy(shapes.growth, shapes.directions, shapes.start, shapes, steps, given)
 
+    @property
+    def first_flops(self) -> float:
+        """Of the baseline's training, which comes first."""
+        return self.shapes.flops(self.shapes.start, self.policy.overrides) * self.policy.steps
+
     def replay(self, records: Sequence[GrowthRecord]) -> tuple[State, Run | Stop]:
         """Where the growth stands, and what it waits for."""
         return replay(self.policy, results(records, self.target), [self._event(event, records) for event in self._later])

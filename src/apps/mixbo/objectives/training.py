@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from src.nanollama.checkpoint.find import find_checkpoint
-from src.nanollama.config import ConfigError, compose, quoted
+from src.nanollama.config import ConfigError, Entry, compose, quoted
+from src.nanollama.config.compose import ROOT
 from src.nanollama.config.main import entry_of
 from src.nanollama.metrics.sinks import read_jsonl
 from src.nanollama.model.sizing import num_params
@@ -44,6 +45,8 @@ class Trainings:
         self.flops_per_step = tuple(_flops_per_step(cfg) for cfg in configs.values())
         target = configs[fidelity.model_size[-1]]
         self.domains = self.entry.domains(target)
+        if len(self.domains) < 2:
+            raise ConfigError(_one_domain(options, self.entry))
         self.metric = _metric(options.metric, self.domains)
         self.schedule: str = target.optim.schedule
         self.period = max(1, self.fidelities.steps[0] // options.checkpoints)
@@ -77,6 +80,25 @@ class Trainings:
     def _fixed(self, size: str) -> list[str]:
         file = [f"config={self.options.config}"] if self.options.config else []
         return [*file, *BASE, *self.options.overrides, self.options.size.format(size)]
+
+
+def _one_domain(options: TrainingConfig, entry: Entry) -> str:
+    """What to say when there is nothing to mix: where that comes from, and which experiments of the command have several domains."""
+    chosen = [text for text in (f"config={options.config}", *options.overrides) if text.startswith(("config=", "experiment=", "data."))]
+    said = ", ".join(text for text in chosen if text != "config=None") or "its defaults"
+    folder = ROOT / (entry.experiments or "")
+    names = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")) if entry.experiments else []
+    mixing = [f"experiment={name}" for name in names if len(_domains(entry, name)) > 1]
+    hint = f"take {' or '.join(mixing)}" if mixing else "name data with several"
+    return f"{options.script} with {said} has fewer than two domains, so there is no mixture to search: {hint}"
+
+
+def _domains(entry: Entry, experiment: str) -> tuple[str, ...]:
+    assert entry.domains is not None
+    try:
+        return entry.domains(compose(entry, [f"experiment={experiment}"]))
+    except ConfigError:  # one that needs more, or that is not for this command
+        return ()
 
 
 def _flops_per_step(cfg: Any) -> float:

@@ -10,9 +10,10 @@ import numpy as np
 from src.nanollama.config import ConfigError
 
 from ..problem import Problem
+from ..protocol import Done
 from ..records import Record, Suggestion
 
-Strategy = Callable[[Problem, Sequence[Record], np.random.Generator], Suggestion]
+Strategy = Callable[[Problem, Sequence[Record], np.random.Generator], Suggestion | Done]
 
 # name: (module here, starts with the small initial design). Modules are loaded when used: some need torch.
 REGISTRY: dict[str, tuple[str, bool]] = {

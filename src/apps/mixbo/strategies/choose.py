@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from src.nanollama.config import ConfigError
-
 from ..cost import allowance, unlocked
 from ..observations import rows
+from ..protocol import Done
 from ..records import Suggestion
 from .grid import Grid
 
@@ -18,14 +17,17 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-def choose(grid: Grid, value_cf: Array, start_small: bool = True, log: bool = False) -> Suggestion:
-    """The allowed candidate of the greatest value (gain by cost, or its ``log``), by the start-small rules unless they are switched off."""
+def choose(grid: Grid, value_cf: Array, start_small: bool = True, log: bool = False) -> Suggestion | Done:
+    """The allowed candidate of the greatest value (gain by cost, or its ``log``), by the start-small rules unless they are switched off.
+
+    ``Done`` when nothing is left that was not tried.
+    """
     for score_cf, mask in _wishes(grid, value_cf, start_small, log):
         if mask.any():
             return _suggestion(grid, value_cf, _best(score_cf, mask))
     if grid.allowed_cf.any():  # the rules leave nothing, as when a small table is used up: the cheapest there is
         return _suggestion(grid, value_cf, _best(-grid.added_cf, grid.allowed_cf))
-    raise ConfigError("no trial is left that was not tried: widen the fidelity grid or the table")
+    return Done("no trial is left that was not tried: widen the fidelity grid or the table")
 
 
 def _wishes(grid: Grid, value_cf: Array, start_small: bool, log: bool) -> Iterator[tuple[Array, Mask]]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..design import anchors_at_target, full_run, next_of_design
 from ..problem import Problem
+from ..protocol import Done
 from ..records import Record, Suggestion
 from .choose import choose
 from .grid import Grid, build
@@ -22,7 +23,7 @@ def improvement(grid: Grid) -> Array:
     return log_ei(grid.there.mean, np.sqrt(grid.surrogate.variance(grid.there)), 0.0)
 
 
-def ei(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
+def ei(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion | Done:
     """Expected improvement with full runs of the largest model only, corners and centroid first: the single-fidelity baseline.
 
     Does not obey the start-small rules.
@@ -34,7 +35,7 @@ def ei(problem: Problem, records: Sequence[Record], rng: np.random.Generator) ->
     return choose(grid, improvement(grid)[:, None], start_small=False, log=True)
 
 
-def ei_per_flop(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
+def ei_per_flop(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion | Done:
     """Plain EI of each candidate's own value over the best predicted anywhere, divided by cost.
 
     Kept to show why it fails: a small model's loss improves on nothing, so it buys the largest size that
@@ -46,7 +47,7 @@ def ei_per_flop(problem: Problem, records: Sequence[Record], rng: np.random.Gene
     return choose(grid, value - np.log(grid.price(grid.added_cf)), log=True)
 
 
-def ei_cost(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
+def ei_cost(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion | Done:
     """EI at the target, times the correlation of the proposed fidelity with the target, per cost.
 
     Without the correlation the value would not depend on the fidelity but through its cost, and the cheapest would always win.

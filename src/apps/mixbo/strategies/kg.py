@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..baseline import caution
 from ..cost import unlocked
 from ..problem import Problem
+from ..protocol import Done
 from ..records import Record, Suggestion
 from ..surrogate import Basis
 from .choose import choose
@@ -42,7 +43,7 @@ def knowledge_gradient(grid: Grid, basis: Basis, paired_f: Mask | None = None) -
     return np.maximum(gains, 0.0).reshape(len(grid.mixtures), -1)
 
 
-def kg(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
+def kg(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion | Done:
     """For every size the gain over all steps, divided by cost; the best step of each, then the best of all.
 
     At a size where nothing ran one trial tells little, since the level is unknown: the gain of a *pair* with the baseline, by the

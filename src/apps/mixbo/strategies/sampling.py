@@ -8,21 +8,29 @@ import numpy as np
 
 from ..design import full_run
 from ..problem import Problem
-from ..records import Record, Suggestion
+from ..protocol import Done
+from ..records import Record, Suggestion, same
 from .choose import choose
 from .grid import build
 
 
-def random(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
-    """A mixture drawn uniformly, trained in full at the largest size. Does not obey the start-small rules."""
-    for _ in range(1000):
-        w = problem.space.sample(1, rng)[0]
-        if problem.available(w.tolist(), problem.fidelities.sizes[-1], problem.fidelities.steps[-1]):
-            break
-    return full_run(problem, w, problem.fidelities.target[0])
+def random(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion | Done:
+    """A mixture drawn uniformly (of a table, one of those left), trained in full at the largest size.
+
+    Does not obey the start-small rules.
+    """
+    size, steps = problem.fidelities.target
+    if problem.space.choices is None:
+        return full_run(problem, problem.space.sample(1, rng)[0], size)
+    name = problem.fidelities.sizes[size]
+    bought = [record.weights for record in records if (record.model_size, record.steps) == (name, steps)]
+    rows = [w for w in problem.space.choices if problem.available(w, name, steps) and not any(same(w, other) for other in bought)]
+    if not rows:
+        return Done("every mixture that the table has at the target was tried")
+    return full_run(problem, np.array(rows[rng.integers(len(rows))]), size)
 
 
-def thompson(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
+def thompson(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion | Done:
     """The minimiser of one posterior draw at the target, at the fidelity that explains most of its variance per cost."""
     grid = build(problem, records, rng)
     covariance = grid.surrogate.covariance(grid.there, grid.there)

@@ -247,6 +247,12 @@ def test_what_compares_mixtures_says_that_a_growth_has_none(whole: Path, capsys)
     assert compare([str(whole)]) == 2 and "has no mixtures" in capsys.readouterr().err
 
 
+def test_a_budget_that_does_not_pay_for_the_baseline_is_refused(tmp_path) -> None:
+    cfg = compose(SWEEP, [*GROW, "budget.flops=10", f"run_dir={tmp_path}"])
+    with pytest.raises(ConfigError, match="first trial"):
+        growth(cfg, RunFolder(tmp_path))
+
+
 def test_the_sweeper_says_where_models_grow() -> None:
     with pytest.raises(ConfigError, match="strategy=greedy"):
         translate(SCRIPT, [], {"strategy": "greedy"}, None)
