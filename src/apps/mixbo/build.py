@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +19,6 @@ from .space import MixtureSpace
 from .strategies import GREEDY
 from .suggest import suggest
 
-log = logging.getLogger("nanollama")
-
 
 def build(cfg: SweepConfig, trials: Path) -> tuple[Problem, Runner[Record]]:
     """The problem and the runner; ``trials`` is the folder of the trials' run folders. Raises ConfigError before anything is trained."""
@@ -29,11 +26,12 @@ def build(cfg: SweepConfig, trials: Path) -> tuple[Problem, Runner[Record]]:
         raise ConfigError(f"{trials.parent} is a growth, which has no mixtures: look at it with python -m src.apps.mixbo.view")
     if cfg.objective == "training":
         trainings = Trainings(cfg.training, cfg.fidelity)
-        cost = cfg.cost
-        if cost.continuation and not trainings.continuable:
-            log.info("trials are not continued: optim.schedule=%s lowers the rate before a run's end", trainings.schedule)
-            cost = replace(cost, continuation=False)
-        problem = _problem(replace(cfg, cost=cost), trainings, None)
+        if cfg.cost.continuation and not trainings.continuable:
+            raise ConfigError(
+                f"optim.schedule={trainings.optim.schedule}: the rate depends on a run's length from its start on, so no trial can be "
+                "continued for more steps; take constant or wsd, or cost.continuation=false to train every trial from scratch"
+            )
+        problem = replace(_problem(cfg, trainings, None), decay=trainings.decay)
         return problem, TrainingRunner(trials, trainings, cfg.pool)
     objective = _table(cfg) if cfg.objective == "table" else _simulator(cfg)
     return _problem(cfg, objective, objective), SimulatedRunner(trials, objective)

@@ -18,6 +18,11 @@ def flops(problem: Problem, size: NDArray[np.int64] | int, steps: Array | float,
     return np.asarray(problem.flops_per_step)[np.asarray(size)] * (np.asarray(steps, dtype=float) - np.asarray(reached, dtype=float))
 
 
+def resumable(problem: Problem, reached: int) -> int:
+    """Step from which a run that ended at ``reached`` is continued: its last one, or the last before its decay."""
+    return reached - round(problem.decay * reached)
+
+
 def charged(problem: Problem, added: Array | float) -> Array:
     """What an acquisition divides by: added FLOPs plus launch overhead, in full runs of the largest model."""
     return np.asarray(added, dtype=float) / problem.full_run + problem.cost.overhead

@@ -40,7 +40,7 @@ class CostConfig:
     """What a trial is charged."""
 
     overhead: Rate = 0.02  # launch overhead, in full runs of the largest model: without it hundreds of tiny runs look free
-    continuation: bool = True  # extend a run for the added steps only; valid for constant and WSD schedules
+    continuation: bool = True  # extend a run for the added steps (and the decay of WSD) only; not for cosine and linear schedules
     unlock: Positive = 2  # results one size below before a size may be used: with one, no trend is visible
     growth: PositiveFloat = 1.0  # the next trial costs at most this times what was charged so far: doubling, as in successive halving
     first: PositiveFloat = 1.0  # ... or this many full runs of the smallest model, so that the first trial can start

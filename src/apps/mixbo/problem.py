@@ -101,6 +101,7 @@ class Problem:
     surrogate: SurrogateConfig = field(default_factory=SurrogateConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     table: frozenset[tuple[tuple[float, ...], str, int]] | None = None  # discrete problem: what can be asked for
+    decay: float = 0.0  # share of a run, at its end, that a continuation of it trains anew (WSD: while the rate falls)
 
     def __post_init__(self) -> None:
         if len(self.flops_per_step) != len(self.fidelities.sizes) or min(self.flops_per_step) <= 0:

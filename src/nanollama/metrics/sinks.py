@@ -6,6 +6,7 @@ import json
 import math
 import os
 import secrets
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..config import ConfigError, write_text
 from ..config.compose import flatten
 from ..config.folder import slug
 from ..config.schema import MetricsConfig
+from ..config.secret import without_passwords
 from .watermark import Watermark
 
 Record = Mapping[str, Any]
@@ -134,6 +136,7 @@ class Wandb:
             raise ConfigError("metrics.wandb.active = true, but the package wandb is not installed") from error
         mode = os.environ.get("WANDB_MODE", "offline")
         mine = None if "WANDB_SWEEP_ID" in os.environ else wandb_id(run_dir)  # an agent has named the run already
+        sys.argv[:] = map(without_passwords, sys.argv)  # which wandb writes down
         self._run = wandb.init(
             project=cfg.wandb.project, entity=cfg.wandb.entity, group=cfg.wandb.group, name=run_dir.name, id=mine, dir=str(run_dir),
             config=dict(config), resume="allow", mode=mode,  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -87,13 +88,15 @@ def test_two_studies_at_once_decide_as_on_sqlite(server, tmp_path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*Connection object.*:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_sweep_keeps_its_password_to_itself(server, tmp_path) -> None:
+def test_a_sweep_keeps_its_password_to_itself(server, tmp_path, monkeypatch) -> None:
     """And the folder is the same sweep's when the password comes from elsewhere."""
     argv = ["objective=simulator", "strategy=random", "space.domains=[a,b,c]", "seed=7", f"run_dir={tmp_path / 'run'}"]
     for trials, url in ((2, server.replace("nanollama@", "nanollama:s3cret@")), (3, server)):
-        assert run_command(SWEEP, inspect.unwrap(sweep), [*argv, f"budget.trials={trials}", f"storage={url}"]) == 0
+        line = [*argv, f"budget.trials={trials}", f"storage={url}", "metrics.wandb.active=true"]
+        monkeypatch.setattr(sys, "argv", ["sweep", *line])
+        assert run_command(SWEEP, inspect.unwrap(sweep), line) == 0
         files = [file for file in tmp_path.rglob("*") if file.is_file()]
-        assert any(file.name.startswith("events.") for file in files)
+        assert any(file.name.startswith("events.") for file in files) and any(file.suffix == ".wandb" for file in files)
         assert not [file for file in files if b"s3cret" in file.read_bytes()]
     assert len((tmp_path / "run/trials.csv").read_text().splitlines()) == 1 + 3
     gc.collect()

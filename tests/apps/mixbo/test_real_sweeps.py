@@ -9,13 +9,18 @@ import sys
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny import command, prepare, rows, tiny
 
+from src.apps.mixbo.build import build
+from src.apps.mixbo.config import SWEEP
+from src.apps.mixbo.objectives.training import Trainings
 from src.apps.mixbo.observations import observations
-from src.nanollama.config import RunFailed, read_result
+from src.apps.mixbo.records import Record
+from src.nanollama.config import RunFailed, compose, read_result
 from src.nanollama.launcher.signals import StopFlag
 from src.nanollama.metrics.sinks import read_jsonl
 
@@ -133,3 +138,17 @@ def test_hydra_sweeps_another_family_of_data_and_the_command_goes_on_with_it(tmp
     assert again.returncode == 0, again.stderr
     with (tmp_path / "trials.csv").open() as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["ok"] * 3
+
+
+def test_a_wsd_run_is_continued_from_before_its_decay_and_equals_the_unbroken_one(corpus, tmp_path) -> None:
+    argv = tiny(corpus, training=("optim.schedule=wsd", "optim.decay=0.25"))
+    cfg = compose(SWEEP, argv)
+    problem, trainings = build(cfg, tmp_path)[0], Trainings(cfg.training, cfg.fidelity)
+    short = Record(0, (0.2, 0.3, 0.5), "pico", 8)
+    long = replace(short, number=1, steps=16, parent=0)
+    for trial, folder, parent in ((short, "0", None), (long, "1", tmp_path / "0"), (long, "whole", None)):
+        subprocess.run(trainings.command(trial, tmp_path / folder, parent), check=True, capture_output=True, timeout=300)
+    results = {folder: read_result(tmp_path / folder) or {} for folder in ("0", "1", "whole")}
+    assert results["1"]["final"] == results["whole"]["final"]
+    outcome = trainings.outcome(long, tmp_path / "1", results["1"])
+    assert outcome.flops == pytest.approx(problem.flops_per_step[0] * (16 - 6)) and [step for step, _ in outcome.curve] == [16]

@@ -289,6 +289,20 @@ def test_botorchs_knowledge_gradient_obeys_the_same_rules(monkeypatch: pytest.Mo
     assert unlocked(posed, records)[FIDELITIES.index(asked.model_size)] and asked.flops <= allowance(posed, records) * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("name", ["hyperband", "kg"])
+def test_a_continued_run_with_a_decay_pays_for_it_again(name: str) -> None:
+    """WSD: a run of 4000 steps is continued from step 3000, before its rate began to fall."""
+    objective = simulator()
+    posed = replace(problem(objective, strategy={"name": name}), decay=0.25)
+    records = study(posed, objective, 24)
+    grown = [record for record in records if record.parent is not None]
+    assert grown
+    for record in grown:
+        start = {2000: 1500, 4000: 3000}[records[record.parent or 0].steps]
+        per_step = posed.flops_per_step[posed.fidelities.index(record.model_size)]
+        assert record.flops == pytest.approx(per_step * (record.steps - start))
+
+
 def test_random_buys_every_row_of_a_table_once_and_ends() -> None:
     objective = simulator()
     mixtures = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.5, 0.5, 0.0))

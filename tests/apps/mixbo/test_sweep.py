@@ -101,6 +101,7 @@ BAD = {
     "size the simulator lacks": ["objective=simulator", "fidelity.model_size=[tiny]"],
     "no such file": ["objective=simulator", "simulator.path=/nowhere.npz"],
     "table without path": ["objective=table"],
+    "continuing a cosine": ["training.overrides=['optim.schedule=cosine']"],
     "trainings of one domain": ["training.script=src.apps.gssm.train", "training.overrides=[experiment=debug]"],
     "domain of no corpus": ["training.metric={cobol: 1}"],
     "command that mixes nothing": ["training.script=src.apps.gssm.difficulty"],

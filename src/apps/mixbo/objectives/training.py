@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from src.nanollama.checkpoint.find import find_checkpoint
+from src.nanollama.checkpoint.find import find_checkpoint, numbered
 from src.nanollama.config import ConfigError, Entry, compose, quoted
 from src.nanollama.config.compose import ROOT
 from src.nanollama.config.main import entry_of
+from src.nanollama.config.schema import OptimConfig
 from src.nanollama.metrics.sinks import read_jsonl
 from src.nanollama.model.sizing import num_params
 from src.nanollama.profiler import flops
+from src.nanollama.train.schedule import decay_start
 
 from ..options import FidelityConfig, TrainingConfig
 from ..problem import Fidelities, Metric
@@ -48,13 +50,18 @@ class Trainings:
         if len(self.domains) < 2:
             raise ConfigError(_one_domain(options, self.entry))
         self.metric = _metric(options.metric, self.domains)
-        self.schedule: str = target.optim.schedule
+        self.optim: OptimConfig = target.optim
         self.period = max(1, self.fidelities.steps[0] // options.checkpoints)
 
     @property
     def continuable(self) -> bool:
-        """Whether a finished run can be extended as it is: its schedule must not have begun to end."""
-        return self.schedule == "constant"
+        """Whether a finished run can be extended: while the rate is constant it does not depend on the run's length."""
+        return self.optim.schedule in ("constant", "wsd")
+
+    @property
+    def decay(self) -> float:
+        """Share of a run, at its end, that its continuation trains anew."""
+        return self.optim.decay if self.optim.schedule == "wsd" else 0.0
 
     def command(self, trial: Record, run_dir: Path, parent: Path | None) -> tuple[str, ...]:
         """The command line of a trial; ``parent`` is the run folder that it continues."""
@@ -63,19 +70,24 @@ class Trainings:
             f"data.weights=[{','.join(repr(float(w)) for w in trial.weights)}]",
             f"train.steps={trial.steps}",
             f"eval.period={self.period}",
-            "checkpoint.keep=1",
+            f"checkpoint.keep={2 if self.decay else 1}",  # the last one, and that before the decay
             f"run_dir={quoted(run_dir)}",
         ]
         if parent is not None:
-            overrides.append(f"checkpoint.init_from={quoted(find_checkpoint(parent))}")
+            overrides.append(f"checkpoint.init_from={quoted(self._checkpoint(parent))}")
         return (sys.executable, "-m", self.options.script, *overrides)
 
     def outcome(self, trial: Record, run_dir: Path, result: Mapping[str, Any]) -> Outcome:
         """Read a finished run's learning curve: one validation loss per domain at every evaluation of its own."""
         curve = read_curve(run_dir, self.domains) if result["status"] == "ok" else ()
-        if not self.continuable:  # a decaying rate makes intermediate losses no forecast of a shorter run's end
+        if self.optim.schedule != "constant":  # a decaying rate makes intermediate losses no forecast of a shorter run's end
             curve = curve[-1:]
         return Outcome(result["status"], curve, float(result.get("flops", 0.0)), result.get("message"))
+
+    def _checkpoint(self, parent: Path) -> Path:
+        """Where to continue the run in the folder ``parent``: at its end, or before its decay."""
+        reached = numbered(parent / "checkpoints")[-1:]
+        return find_checkpoint(parent / "checkpoints" / str(decay_start(self.optim, reached[0])) if reached else parent)
 
     def _fixed(self, size: str) -> list[str]:
         file = [f"config={self.options.config}"] if self.options.config else []

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..baseline import baseline, tested
-from ..cost import charged, flops, owes_target
+from ..cost import charged, flops, owes_target, resumable
 from ..pool import is_known, promising, spread
 from ..problem import Problem
 from ..records import Record, Run, runs
@@ -134,9 +134,10 @@ def _trials(
             allowed[c, same_size] = False
             continue
         allowed[c, same_size & (steps <= run.reached)] = False
-        further = same_size & (steps > run.reached) & (run.reached > reached[c])
+        start = resumable(problem, run.reached)
+        further = same_size & (steps > run.reached) & (start > reached[c])
         if problem.cost.continuation:
-            reached[c, further], parent[c, further], number[c, further] = run.reached, run.last, run.numbers[0]
+            reached[c, further], parent[c, further], number[c, further] = start, run.last, run.numbers[0]
     for record, c in _among(mixtures, [record for record in records if record.status == "failed"]):
         allowed[c, sizes == problem.fidelities.index(record.model_size)] = False
     if problem.table is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..cost import flops
+from ..cost import flops, resumable
 from ..problem import Problem
 from ..records import Record, Suggestion, same
 
@@ -76,11 +76,11 @@ def _promotion(problem: Problem, kind: Bracket, members: list[Record], records: 
 
 
 def _suggest(problem: Problem, weights: np.ndarray, size: int, steps: int, parent: Record | None) -> Suggestion:
-    reached = parent.steps if parent else 0
+    reached = resumable(problem, parent.steps) if parent else 0
     return Suggestion(
         weights=tuple(weights.tolist()),
         model_size=problem.fidelities.sizes[size],
         steps=steps,
-        continues=parent.number if parent else None,
+        continues=parent.number if parent and reached else None,
         flops=float(flops(problem, size, steps, reached)),
     )
