@@ -120,7 +120,10 @@ class TrainingConfig:
 
 @config
 class BudgetConfig:
-    """When to stop; whichever comes first. Counts everything that was ever charged to the study."""
+    """When to stop; whichever comes first. Counts everything that was ever charged to the study.
+
+    A failed trial is charged what it spent, or, where it could not say (killed, or out of memory at once), all that it asked for.
+    """
 
     flops: PositiveFloat | None = None
     full_runs: PositiveFloat | None = None  # in full runs of the largest model; None with all others None: 8

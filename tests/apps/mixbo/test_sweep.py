@@ -5,6 +5,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from src.apps.mixbo.study import Study
 from src.apps.mixbo.suggest import first_flops
 from src.apps.mixbo.sweep import sweep
 from src.apps.mixbo.sweeper import translate
-from src.nanollama.config import ConfigError, compose
+from src.nanollama.config import ConfigError, compose, read_result
 from src.nanollama.config.main import run_command
+from src.nanollama.launcher.__main__ import main as launcher
 from src.nanollama.launcher.signals import StopFlag
 
 SIMULATED = ["objective=simulator", "strategy=random", "space.domains=[a,b,c]"]
@@ -145,6 +147,17 @@ def test_a_multirun_over_seeds_is_a_sweep_each(tmp_path) -> None:
     answers = [json.loads((tmp_path / seed / "best.json").read_text()) for seed in "01"]
     assert answers[0]["weights"] != answers[1]["weights"]
     assert all(len((tmp_path / seed / "trials.csv").read_text().splitlines()) == 1 + 3 for seed in "01")
+
+
+def test_a_sweep_in_the_background(tmp_path) -> None:
+    run = tmp_path / "run"
+    argv = ["script=src.apps.mixbo.sweep", "launcher=bash", "detach=True", *SIMULATED, "budget.trials=3", f"run_dir={run}"]
+    assert launcher(argv) == 0
+    until = time.monotonic() + 120
+    while read_result(run) is None:
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.1)
+    assert (read_result(run) or {})["status"] == "ok" and json.loads((run / "best.json").read_text())["trials"] == 3
 
 
 def test_a_locked_database_says_so(tmp_path, monkeypatch) -> None:
