@@ -68,7 +68,7 @@ def prepare(plan: Plan, run_dir: Path, numbers: Sequence[int], launcher: str, wh
     found = run_dir.exists()
     path: Path | None = None
     try:
-        path = _next(run_dir)
+        path = next_folder(run_dir)
         yield _write(plan, run_dir, path, numbers, launcher, why)
     except BaseException as error:
         if path:
@@ -82,7 +82,8 @@ def prepare(plan: Plan, run_dir: Path, numbers: Sequence[int], launcher: str, wh
         raise
 
 
-def _next(run_dir: Path) -> Path:
+def next_folder(run_dir: Path) -> Path:
+    """Make ``RUN/launch/<k>`` with the next number, and the folder of the logs."""
     parent = run_dir / "launch"
     parent.mkdir(parents=True, exist_ok=True)
     (run_dir / "logs").mkdir(exist_ok=True)

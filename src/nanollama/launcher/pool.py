@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 from ..config.folder import is_locked, read_result, wait_unlocked, write_json
 from .local import kill_group, kill_tree
@@ -59,6 +59,20 @@ class Ended:
         loss = f"  loss {self.result['loss']:.4f}" if isinstance(self.result.get("loss"), float) else ""
         again = f"  (started {self.attempts} times)" if self.attempts > 1 else ""
         return f"{self.job.run_dir.name}: {self.result['status']}{loss}  {label}{again}"
+
+
+class JobPool(Protocol):
+    """Carries out jobs, ``slots`` at a time; use as a context manager, which ends what is left."""
+
+    @property
+    def slots(self) -> int: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+    def __len__(self) -> int: ...
+    def submit(self, job: Job) -> None: ...
+    def poll(self, wait_s: float | None = None) -> Ended | None: ...
+    def stop(self, number: int = signal.SIGTERM) -> None: ...
+    def kill(self) -> None: ...
 
 
 Stamp = tuple[int, int] | None  # tells one version of a file from another: inode and time; None: no file
@@ -103,7 +117,7 @@ class Pool:
         self._failed: deque[Ended] = deque()  # could not be started
         self._stopping = False
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -207,14 +221,17 @@ class Pool:
             self._watch(slot, running)
             return None
         del self._running[slot]
-        result = (read_result(job.run_dir) if fresh else None) or _without_result(running)
+        result = read_result(job.run_dir) if fresh else None
+        if result is None:
+            code = process.returncode if process else None
+            result = without_result(code, _opened(running), job.run_dir / "logs" / "stdout.log")
         if running.timed_out:
             result |= {"status": "timeout", "message": f"ended after its {self.timeout_s:g} s"}
         elif result["status"] in RESTARTABLE and running.attempts <= self.retries and not self._stopping:
             self._waiting.appendleft((job, running.attempts))
             return None
         if running.timed_out or _stamp(job.run_dir / "result.json") is None:
-            _write(job, result)
+            save_result(job, result)
         return Ended(job, result, running.attempts, slot, time.monotonic() - running.began)
 
     def _enforce_limits(self) -> None:
@@ -247,7 +264,7 @@ class Pool:
         return env | {name: threads for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS") if name not in os.environ}
 
 
-def run_all(pool: Pool, jobs: Iterable[Job], report: Callable[[Ended], None]) -> bool:
+def run_all(pool: JobPool, jobs: Iterable[Job], report: Callable[[Ended], None]) -> bool:
     """Run all jobs and report each as it ends; False if Ctrl-C or SIGTERM stopped them (a second Ctrl-C does not wait for saving)."""
     with stop_flag() as stop, pool:
         for job in jobs:
@@ -282,23 +299,29 @@ def _stamp(file: Path) -> Stamp:
     return stat.st_ino, stat.st_mtime_ns
 
 
-def _without_result(running: _Running) -> dict[str, Any]:
-    """A run that opened its folder writes a result whatever happens to it, unless it is killed."""
-    run_dir = running.job.run_dir
-    code = running.process.returncode if running.process else None
-    opened = _stamp(run_dir / "env.json") not in (None, running.earlier_env)
+def _opened(running: _Running) -> bool:
+    return _stamp(running.job.run_dir / "env.json") not in (None, running.earlier_env)
+
+
+def without_result(code: int | None, opened: bool, log: Path) -> dict[str, Any]:
+    """What is to be said of a job that left none: ``code`` of its process, whether it opened its run folder, what it said last.
+
+    A run that opened its folder writes a result whatever happens to it, unless it is killed.
+    """
     if opened or code is None or not 0 <= code <= 128:
         status = "killed"
     else:
         status = "invalid" if code == 2 else "error"
     try:
-        said = (run_dir / "logs" / "stdout.log").read_text(errors="replace").strip().splitlines()[-1:]
+        lines = log.read_text(errors="replace").strip().splitlines()
     except OSError:
-        said = []
+        lines = []
+    said = [line for line in lines if not line.startswith(("srun:", "slurmstepd:"))][-1:]
     return {"status": status, "message": " ".join([f"ended with code {code} and no result.json;", *said])}
 
 
-def _write(job: Job, result: Mapping[str, Any]) -> None:
+def save_result(job: Job, result: Mapping[str, Any]) -> None:
+    """Leave ``result.json`` in place of a job that could not."""
     with suppress(OSError):  # the folder is gone or full; the caller gets the result all the same
         write_json(job.run_dir / "result.json", result)
 

@@ -19,9 +19,9 @@ SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # torchrun forwards o
 
 @dataclass(frozen=True)
 class Script:
-    """What ``run.sh`` starts: a module with a config file from ``launch``, in the user's folder, with the code of the snapshot.
+    """What ``run.sh`` starts: a module with a config file from ``launch``, in the user's folder, with the code of a snapshot.
 
-    For a grid, the task's number is the script's argument or the index in Slurm's array.
+    For a grid, the task's number is the script's argument or the index in Slurm's array. A job of a pool is a ``command`` of its own.
     """
 
     module: str
@@ -31,10 +31,12 @@ class Script:
     cwd: Path
     name: str
     tasks: tuple[int, ...] | None = None  # of a grid
+    command: tuple[str, ...] | None = None  # instead of the module with its config file
+    snapshot: Path | None = None  # shared by several jobs; None: in the launch's own folder
 
     @property
     def code(self) -> Path:
-        return self.launch / "code"
+        return self.snapshot or self.launch / "code"
 
 
 def text(script: Script, batch: bool) -> str:
@@ -42,7 +44,8 @@ def text(script: Script, batch: bool) -> str:
     lines = ["#!/bin/bash", *(directives(script) if batch else []), "set -u", f"cd {shlex.quote(str(script.cwd))}", *environment(script)]
     lines.append(f"launch={shlex.quote(str(script.launch))}")
     if script.tasks is None:
-        lines += [f"run={shlex.quote(str(script.run_dir))}", 'config="$launch/config.yaml"']
+        lines.append(f"run={shlex.quote(str(script.run_dir))}")
+        lines += [] if script.command else ['config="$launch/config.yaml"']
     else:
         lines += [f"task={'$SLURM_ARRAY_TASK_ID' if batch else '$1'}", f'run={shlex.quote(str(script.run_dir))}/"$task"']
         lines += ['config="$launch/tasks/$task.yaml"']
@@ -75,6 +78,8 @@ def _torchrun(cluster: ClusterConfig, *meet: str) -> list[str]:
 
 def _command(script: Script) -> str:
     """The same in a shell, with the config that it knows as ``$config``; on several nodes torchrun meets on the first."""
+    if script.command:
+        return shlex.join(script.command)
     if script.cluster.nodes == 1:
         return shlex.join(command(script.module, script.cluster)) + ' "config=$config"'
     endpoint = '--rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:$((20000 + SLURM_JOB_ID % 20000))"'  # two jobs on a node must not meet
@@ -131,6 +136,7 @@ def _batch(script: Script) -> list[str]:
         "trap : TERM  # let the run save before this shell looks at its result",
         f"{' '.join(srun)} {_command(script)}",
         "code=$?",
+        *(['echo $code > "$launch/exit_code"  # for who finds no result'] if script.command else []),
         f'[ $code -ne 0 ] && {{ {shlex.quote(sys.executable)} -m src.nanollama.launcher.outcome "$run"; code=$?; }}',
         '[ $code -eq 85 ] && [ ! -e "$run/.cancelled" ] && scontrol requeue "$SLURM_JOB_ID"',
         "exit $code",

@@ -13,7 +13,10 @@ from ..config import ConfigError
 def _ask(*command: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
     # A job that submits jobs must not hand its own allocation on to them.
     env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"Slurm does not answer: {command[0]}: {type(error).__name__}") from error
 
 
 def answers() -> tuple[bool, str]:
@@ -22,8 +25,8 @@ def answers() -> tuple[bool, str]:
         return False, "sbatch is not installed here"
     try:
         out = _ask("sinfo", "--noheader", "--format=%P", timeout=5)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return False, f"Slurm does not answer: {type(error).__name__}"
+    except ConfigError as error:
+        return False, str(error)
     if out.returncode:
         return False, f"Slurm does not answer: {out.stderr.strip().splitlines()[-1] if out.stderr.strip() else 'sinfo failed'}"
     return True, f"Slurm answers, partitions {', '.join(name.rstrip('*') for name in out.stdout.split())}"
@@ -42,14 +45,21 @@ def states(job_id: str) -> dict[int | None, str]:
 
     Raises ConfigError if Slurm cannot be asked.
     """
-    try:
-        out = _ask("squeue", "--noheader", "--array", f"--jobs={job_id}", "--format=%K %T")
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"cannot ask Slurm about job {job_id}: {error}") from error
-    if out.returncode and "Invalid job id" not in out.stderr:
-        raise ConfigError(f"cannot ask Slurm about job {job_id}: {' '.join(out.stderr.split())}")
-    rows = [line.split(maxsplit=1) for line in out.stdout.splitlines()]
+    rows = _queue("--array", f"--jobs={job_id}", "--format=%K %T")
     return {int(index) if index.isdigit() else None: state for index, state in rows}
+
+
+def mine() -> dict[str, tuple[str, str]]:
+    """Job id -> (state, batch script) of this user's jobs that are still in the queue. Raises ConfigError if Slurm cannot be asked."""
+    return {job: (state, " ".join(script)) for job, state, *script in _queue("--me", "--format=%A %T %o")}
+
+
+def _queue(*options: str) -> list[list[str]]:
+    """The rows that squeue prints, each split into as many words as its format has; the last may hold blanks."""
+    out = _ask("squeue", "--noheader", *options)
+    if out.returncode and "Invalid job id" not in out.stderr:
+        raise ConfigError(f"cannot ask Slurm for its queue: {' '.join(out.stderr.split())}")
+    return [line.split(maxsplit=options[-1].count(" ")) for line in out.stdout.splitlines()]
 
 
 def cancel(job_id: str, task: int | None = None, signal: str | None = None) -> None:

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from src.nanollama.config import read_result
-from src.nanollama.launcher import slurm
+from src.nanollama.config import ConfigError, read_result
+from src.nanollama.config.schema import ClusterConfig
+from src.nanollama.launcher import slurm, slurm_pool
 from src.nanollama.launcher.__main__ import main as launcher
 from src.nanollama.launcher.cancel import cancel
+from src.nanollama.launcher.job import launches
+from src.nanollama.launcher.pool import Job
+from src.nanollama.launcher.slurm_pool import SlurmPool
 from src.nanollama.launcher.status import states
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -172,3 +176,95 @@ def test_evaluations_beside_a_training_as_jobs(tmp_path):
     assert sorted(records["beside"], key=lambda record: record["step"]) == records["inside"]
     launched = json.loads((tmp_path / "beside/checkpoints/2/eval/launch/0/launch.json").read_text())
     assert launched["launcher"] == "sbatch" and launched["job_id"].isdigit()
+
+
+# --- a pool whose jobs are Slurm jobs --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    monkeypatch.setattr(slurm_pool, "ASK_S", 0.3)
+
+
+def toy_job(run: Path, *overrides: str) -> Job:
+    return Job((sys.executable, "-m", "tests.nanollama.launcher.toy", *overrides, f"run_dir='{run}'"), run)
+
+
+def jobs_of(folder: Path) -> set[str]:
+    """In the queue; other tests may have left some there that are about to end."""
+    return {job for job, (_, script) in slurm.mine().items() if script.startswith(f"{folder}/")}
+
+
+def drain(pool: SlurmPool) -> dict[str, dict]:
+    found = {}
+    while ended := pool.poll(60.0):
+        found[ended.job.run_dir.name] = ended.result | {"attempts": ended.attempts}
+    return found
+
+
+def test_every_end_of_a_job_is_booked_as_on_this_machine(tmp_path, soon):
+    ends = {
+        "fine": ("text='$(x) ; y'",), "raised": ("end=raise",), "diverged": ("end=diverge",), "killed once": ("end=kill_once",),
+        "killed": ("end=kill",), "refused": ("nonsense=1",),
+    }  # fmt: skip
+    cluster = ClusterConfig(cpus=1, mem="1G", env={"MARKER": "a b"})
+    with SlurmPool(3, tmp_path, cluster, retries=1) as pool:
+        for name, overrides in ends.items():
+            pool.submit(toy_job(tmp_path / "trials" / name, *overrides))
+        assert len(pool) == len(ends) and len(jobs_of(tmp_path)) <= 3
+        found = drain(pool)
+    assert {name: (result["status"], result["attempts"]) for name, result in found.items()} == {
+        "fine": ("ok", 1), "raised": ("error", 1), "diverged": ("nan", 1), "killed once": ("ok", 2), "killed": ("killed", 2),
+        "refused": ("invalid", 1),
+    }  # fmt: skip
+    assert "unknown key nonsense" in found["refused"]["message"]
+    fine = found["fine"]
+    assert (fine["text"], fine["marker"]) == ("$(x) ; y", "a b")
+    assert Path(fine["file"]).is_relative_to(tmp_path / "launch/0/code")  # one snapshot for all
+    assert "#SBATCH --mem=1G" in (tmp_path / "trials/fine/launch/0/run.sh").read_text()
+    assert all(read_result(tmp_path / "trials" / name)["status"] == found[name]["status"] for name in ends)
+
+
+def test_a_job_that_takes_too_long_is_ended(tmp_path, soon):
+    with SlurmPool(1, tmp_path, ClusterConfig(cpus=1), timeout_s=0.5) as pool:
+        pool.submit(toy_job(tmp_path / "late", "steps=1000", "step_s=0.1"))
+        assert drain(pool)["late"]["status"] == "timeout"
+    assert read_result(tmp_path / "late")["status"] == "timeout"
+    wait_for(lambda: not jobs_of(tmp_path))
+
+
+def test_a_job_that_slurm_starts_again_is_not_submitted_again(tmp_path, soon):
+    run = tmp_path / "r"
+    with SlurmPool(1, tmp_path, ClusterConfig(cpus=1)) as pool:
+        pool.submit(toy_job(run, "steps=2000", "step_s=0.05"))
+        wait_for((run / "checkpoint").exists)
+        (job,) = jobs_of(tmp_path)
+        slurm.cancel(job, signal="USR1")  # as before the time limit
+        wait_for(lambda: (read_result(run) or {}).get("status") == "requeue")
+        wait_for(lambda: slurm.mine().get(job, ("",))[0] == "PENDING")
+        assert pool.poll(2.0) is None and len(pool) == 1 and jobs_of(tmp_path) == {job}
+
+
+def test_what_a_pool_refuses(tmp_path, monkeypatch):
+    with SlurmPool(1, tmp_path, ClusterConfig(partition="nosuch")) as pool, pytest.raises(ConfigError, match="sbatch refused"):
+        pool.submit(toy_job(tmp_path / "r"))
+    for cluster in (ClusterConfig(nodes=2), ClusterConfig(torchrun=True)):
+        with pytest.raises(ConfigError, match="one process on one node"):
+            SlurmPool(1, tmp_path, cluster)
+    monkeypatch.setenv("SLURM_CONF", "/nonexistent")
+    with pytest.raises(ConfigError, match="Slurm does not answer"):
+        SlurmPool(1, tmp_path, ClusterConfig())
+
+
+def test_a_job_submitted_by_a_pool_that_died_before_it_knew_the_id(tmp_path, soon):
+    run = tmp_path / "r"
+    first = SlurmPool(1, tmp_path, ClusterConfig(cpus=1))
+    first.submit(toy_job(run, "steps=30", "step_s=0.1"))
+    (launch,) = launches(run)
+    job = launch.record.pop("job_id")
+    launch.note()
+    with SlurmPool(1, tmp_path, ClusterConfig(cpus=1)) as second:
+        second.submit(toy_job(run, "steps=30", "step_s=0.1"))
+        assert launches(run)[0].record["job_id"] == job
+        assert drain(second)["r"]["status"] == "ok"
+    assert len(launches(run)) == 1
