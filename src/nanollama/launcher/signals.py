@@ -43,3 +43,6 @@ def stop_flag() -> Iterator[StopFlag]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+            around = getattr(handler, "__self__", None)
+            if isinstance(around, StopFlag) and flag.kind:  # who was asked inside has not told the one around
+                around.kind = flag.kind

@@ -16,6 +16,7 @@ import pytest
 from src.nanollama.config import read_result
 from src.nanollama.config.compose import ROOT
 from src.nanollama.launcher.pool import Job, Pool, devices, run_all
+from src.nanollama.launcher.signals import stop_flag
 
 # Stands for a run: waits, then writes its result; keeps the lock and the env.json of a real one.
 CHILD = textwrap.dedent(
@@ -253,3 +254,11 @@ def test_many_jobs_lose_no_result(job):
     folders = [job(i).run_dir for i in range(200)]
     assert run_all(Pool(8), [Job(("bash", "-c", write, str(folder)), folder) for folder in folders], seen.append)
     assert len({e.job.run_dir for e in seen}) == 200 and {e.result["status"] for e in seen} == {"ok"}
+
+
+def test_a_stop_that_came_inside_is_known_around():
+    """As when a sweep hands a batch to the pool: whoever presses Ctrl-C means both."""
+    with stop_flag() as around:
+        with stop_flag():
+            signal.raise_signal(signal.SIGTERM)
+        assert around.kind == 2
