@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from src.nanollama.config import ConfigError
+from src.nanollama.launcher.pool import JobPool
 
 from .config import SweepConfig
+from .jobs import local_pool
 from .objectives import Objective
 from .objectives.training import Trainings
 from .problem import Fidelities, Metric, Problem
@@ -20,8 +22,11 @@ from .strategies import GREEDY
 from .suggest import suggest
 
 
-def build(cfg: SweepConfig, trials: Path) -> tuple[Problem, Runner[Record]]:
-    """The problem and the runner; ``trials`` is the folder of the trials' run folders. Raises ConfigError before anything is trained."""
+def build(cfg: SweepConfig, trials: Path, pool: Callable[[], JobPool] | None = None) -> tuple[Problem, Runner[Record]]:
+    """The problem and the runner; ``trials`` is the folder of the trials' run folders.
+
+    ``pool`` opens the pool that trains; None: this machine's. Raises ConfigError before anything is trained.
+    """
     if cfg.strategy.name == GREEDY:
         raise ConfigError(f"{trials.parent} is a growth, which has no mixtures: look at it with python -m src.apps.mixbo.view")
     if cfg.objective == "training":
@@ -32,7 +37,7 @@ def build(cfg: SweepConfig, trials: Path) -> tuple[Problem, Runner[Record]]:
                 "continued for more steps; take constant or wsd, or cost.continuation=false to train every trial from scratch"
             )
         problem = replace(_problem(cfg, trainings, None), decay=trainings.decay)
-        return problem, TrainingRunner(trials, trainings, cfg.pool)
+        return problem, TrainingRunner(trials, trainings, pool() if pool else local_pool(cfg.pool))
     objective = _table(cfg) if cfg.objective == "table" else _simulator(cfg)
     return _problem(cfg, objective, objective), SimulatedRunner(trials, objective)
 

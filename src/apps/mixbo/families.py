@@ -7,16 +7,19 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from src.nanollama.config import RunFailed, RunFolder, main
 
 from .cells.config import CELLS, CellsConfig
 from .cells.trial import Trial
 
+if TYPE_CHECKING:
+    from .jobs import Launch
+
 
 @main(CELLS)
-def families(cfg: CellsConfig, run: RunFolder) -> dict[str, Any]:
+def families(cfg: CellsConfig, run: RunFolder, launch: Launch | None = None) -> dict[str, Any]:
     """Tune every cell by successive halving, train the best settings again, write tables and the report. The same command resumes."""
     from src.nanollama.config import write_csv, write_json
 
@@ -25,7 +28,7 @@ def families(cfg: CellsConfig, run: RunFolder) -> dict[str, Any]:
     from .cells.results import cell_rows, summary, write_report
 
     check_cells(cfg)
-    runs, levels = Runs(cfg, run.path), rungs(cfg)
+    runs, levels = Runs(cfg, run.path, launch), rungs(cfg)
     results: dict[Trial, dict[str, Any]] = {}
     for numbers in waves(cfg):
         losses = {trial: loss_of(result) for trial, result in results.items()}

@@ -7,6 +7,7 @@ from src.nanollama.config import RunFolder
 from .build import build, suggesting
 from .config import SweepConfig, identity
 from .controller import Limits
+from .jobs import Launch, open_pool
 from .parts import Parts
 from .progress import Progress
 from .records import Record, Suggestion
@@ -17,9 +18,9 @@ from .truth import Truth
 from .watch import Watch
 
 
-def mixtures(cfg: SweepConfig, run: RunFolder) -> Parts[Suggestion, Record]:
+def mixtures(cfg: SweepConfig, run: RunFolder, launch: Launch | None = None) -> Parts[Suggestion, Record]:
     """A search for the best mixture. Raises ConfigError before anything is trained."""
-    problem, runner = build(cfg, run.path / "trials")
+    problem, runner = build(cfg, run.path / "trials", lambda: open_pool(cfg.pool, cfg.cluster, run.path, launch))
     limits = Limits.of(cfg.budget, first_flops(problem, cfg.seed), problem.full_run)
     name = identity(cfg)
     study = Study(f"{cfg.name}-{name}", cfg.storage or Study.sqlite(run.path), problem, name)

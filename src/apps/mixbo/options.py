@@ -132,8 +132,9 @@ class BudgetConfig:
 
 @config
 class PoolConfig:
-    """Trials at a time on this machine."""
+    """Where trials run, and how many at a time."""
 
+    launcher: Literal["process", "sbatch"] = "process"  # processes on this machine, or Slurm jobs with the settings of cluster
     slots: Positive = 2
     timeout_s: PositiveFloat | None = None  # of each trial
     retries: Count = 2  # of a trial killed from outside

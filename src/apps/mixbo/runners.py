@@ -1,4 +1,4 @@
-"""Who carries out a trial: a pool of training processes, or a simulator. Both leave ``trials/<n>/result.json``."""
+"""Who carries out a trial: a pool of trainings, or a simulator. Both leave ``trials/<n>/result.json``."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Any, Generic, Protocol
 
 from src.nanollama.config import ConfigError, read_result, write_json
 from src.nanollama.launcher.outcome import RESTARTABLE
-from src.nanollama.launcher.pool import Job, Pool, devices
+from src.nanollama.launcher.pool import Job, JobPool
 
 from .objectives import Objective
-from .options import PoolConfig
 from .protocol import T, T_contra
 from .records import Record
 from .study import Outcome
 
 
 class Runner(Protocol[T_contra]):
-    """Starts trials and says how they ended. ``slots``: how many at a time."""
+    """Starts trials and says how they ended."""
 
-    slots: int
+    @property
+    def slots(self) -> int:
+        """Trials at a time; 0: none is to be asked for now."""
+        ...
 
     def start(self, trial: T_contra, ancestors: Sequence[T_contra]) -> None:
         """Begin a trial, or take it up where a killed process left it. ``ancestors``: the trials it continues, oldest first."""
@@ -53,13 +55,16 @@ class Commands(Protocol[T_contra]):
 
 
 class TrainingRunner(Generic[T]):
-    """Trials as processes on this machine's slots."""
+    """Trials as jobs of a pool."""
 
-    def __init__(self, folder: Path, commands: Commands[T], options: PoolConfig) -> None:
-        self.folder, self.commands, self.slots = folder, commands, options.slots
-        self._pool = Pool(options.slots, devices=devices(), timeout_s=options.timeout_s, retries=options.retries)
+    def __init__(self, folder: Path, commands: Commands[T], pool: JobPool) -> None:
+        self.folder, self.commands, self._pool = folder, commands, pool
         self._started: dict[Path, T] = {}
         self._done: deque[tuple[int, Outcome]] = deque()
+
+    @property
+    def slots(self) -> int:
+        return self._pool.slots
 
     def start(self, trial: T, ancestors: Sequence[T]) -> None:
         run_dir = self.folder / str(trial.number)

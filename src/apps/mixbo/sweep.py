@@ -16,19 +16,20 @@ from .config import SWEEP, SweepConfig
 from .strategies import GREEDY
 
 if TYPE_CHECKING:
+    from .jobs import Launch
     from .parts import Parts
 
 
 @main(SWEEP)
-def sweep(cfg: SweepConfig, run: RunFolder) -> dict[str, Any]:
-    """Run or resume the study in ``run``; returns what ``best.json`` says."""
+def sweep(cfg: SweepConfig, run: RunFolder, launch: Launch | None = None) -> dict[str, Any]:
+    """Run or resume the study in ``run``, its trainings in batches by ``launch`` if given; returns what ``best.json`` says."""
     from threadpoolctl import threadpool_limits
 
     from src.nanollama.launcher.signals import stop_flag
 
     from .controller import Controller
 
-    parts = _parts(cfg, run)
+    parts = _parts(cfg, run, launch)
 
     # One thread: the matrices are small, and the machine's cores belong to the trials.
     with threadpool_limits(1), stop_flag() as stop, parts.progress, closing(parts.watch):
@@ -38,7 +39,7 @@ def sweep(cfg: SweepConfig, run: RunFolder) -> dict[str, Any]:
     return {**parts.watch.answers, "stopped_because": reason}
 
 
-def _parts(cfg: SweepConfig, run: RunFolder) -> Parts[Any, Any]:
+def _parts(cfg: SweepConfig, run: RunFolder, launch: Launch | None) -> Parts[Any, Any]:
     """Growth decides without torch, which takes seconds to load."""
     if cfg.strategy.name == GREEDY:
         from .growth.parts import growth
@@ -49,7 +50,7 @@ def _parts(cfg: SweepConfig, run: RunFolder) -> Parts[Any, Any]:
     from .mixtures import mixtures
 
     torch.set_num_threads(1)
-    return mixtures(cfg, run)
+    return mixtures(cfg, run, launch)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from src.nanollama.config import ConfigError
@@ -15,6 +16,7 @@ from .cells import multirun
 from .cells.config import CELLS
 from .config import SWEEP, SweepConfig, resolve_sweep
 from .families import families
+from .jobs import Launch
 from .options import BudgetConfig, FidelityConfig, PoolConfig, StrategyConfig, TrainingConfig
 from .strategies import GREEDY
 from .sweep import sweep
@@ -71,15 +73,15 @@ def translate(script: str, arguments: Sequence[str], options: Mapping[str, Any],
     )
 
 
-def run(script: str, arguments: Sequence[str], options: Mapping[str, Any], run_dir: str | None) -> None:
-    """Carry out the sweep; ends the process with its exit code unless that is 0."""
+def run(script: str, arguments: Sequence[str], options: Mapping[str, Any], run_dir: str | None, launch: Launch | None = None) -> None:
+    """Carry out the sweep, in batches by ``launch`` if given; ends the process with its exit code unless that is 0."""
     try:
         if is_space(arguments):
             space = multirun.translate(script, arguments, options, run_dir)
-            code = execute(inspect.unwrap(families), space, open_folder(CELLS, space, [*arguments]))
+            code = execute(partial(inspect.unwrap(families), launch=launch), space, open_folder(CELLS, space, [*arguments]))
         else:
             cfg = translate(script, arguments, options, run_dir)
-            code = execute(inspect.unwrap(sweep), cfg, open_folder(SWEEP, cfg, [*arguments]))
+            code = execute(partial(inspect.unwrap(sweep), launch=launch), cfg, open_folder(SWEEP, cfg, [*arguments]))
     except ConfigError as error:  # Hydra would turn it into a traceback and code 1
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code

@@ -14,17 +14,22 @@ from ..config.compose import as_dict
 from ..config.folder import check_same
 from ..config.main import entry_of
 from .grid import room
-from .pool import Ended, Job, Pool, run_all
+from .pool import Ended, Job, JobPool, Pool, run_all
 from .script import command
 
 
 def run_jobs(
-    module: str, jobs: Mapping[Path, Sequence[str]], slots: int | None = None, timeout_s: float | None = None, retries: int = 2
+    module: str,
+    jobs: Mapping[Path, Sequence[str]],
+    slots: int | None = None,
+    timeout_s: float | None = None,
+    retries: int = 2,
+    pool: JobPool | None = None,
 ) -> dict[Path, dict[str, Any]]:
     """Run folder -> what is in its ``result.json``, for jobs given as run folder -> overrides of ``module``.
 
     ``slots``: jobs at a time, by default as many as the config's ``cluster`` lets fit on this machine. Never raises for a job's failure;
-    after Ctrl-C jobs that did not begin are missing in the result.
+    after Ctrl-C jobs that did not begin are missing in the result. ``pool``: another one than this machine's, to which those three belong.
     """
     entry = entry_of(module)
     configs = {run_dir: compose(entry, [*overrides, f"run_dir={quoted(str(run_dir))}"]) for run_dir, overrides in jobs.items()}
@@ -41,8 +46,9 @@ def run_jobs(
         results[ended.job.run_dir] = ended.result
         print(ended.line(" ".join(jobs[ended.job.run_dir])), flush=True)
 
-    fits, gpus, each = room(next(iter(configs.values())).cluster, len(todo))
-    pool = Pool(min(slots or fits, len(todo)), devices=gpus, processes=each, timeout_s=timeout_s, retries=retries)
+    if pool is None:
+        fits, gpus, each = room(next(iter(configs.values())).cluster, len(todo))
+        pool = Pool(min(slots or fits, len(todo)), devices=gpus, processes=each, timeout_s=timeout_s, retries=retries)
     run_all(pool, todo, report)
     return results
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -268,3 +270,45 @@ def test_a_job_submitted_by_a_pool_that_died_before_it_knew_the_id(tmp_path, soo
         assert launches(run)[0].record["job_id"] == job
         assert drain(second)["r"]["status"] == "ok"
     assert len(launches(run)) == 1
+
+
+def test_a_sweep_whose_trials_are_jobs(tmp_path):
+    """Killed while its jobs wait: they are found again. Ctrl-C: they save and leave the queue. Then it ends, nothing trained twice."""
+    for domain in ("letters", "digits"):
+        (tmp_path / "texts" / domain).mkdir(parents=True)
+        for i in range(8):
+            (tmp_path / "texts" / domain / f"{i}.txt").write_text(f"{domain} {i} " * 100)
+    small = ["data.seq_len=16", "data.batch_size=4", "eval.sequences=4", f"data.corpus={tmp_path}/texts", f"data.cache={tmp_path}/cache"]
+    command = [
+        sys.executable, "-m", "src.apps.mixbo.sweep", "strategy=random", "fidelity.model_size=[pico]", "fidelity.steps=[800]",
+        f"training.overrides=[{','.join(repr(one) for one in small)}]", "pool.launcher=sbatch",
+        "cluster.cpus=1", "metrics.tensorboard=false", f"run_dir={tmp_path}/sweep",
+    ]  # fmt: skip
+    block = ["sbatch", "--parsable", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 600"]
+    blocker = subprocess.run(block, check=True, capture_output=True, text=True).stdout.strip()
+
+    def trials() -> set[str]:
+        return jobs_of(tmp_path)
+
+    process = subprocess.Popen([*command, "pool.slots=1", "budget.trials=1"], stderr=subprocess.DEVNULL)
+    (job,) = wait_for(trials, 120)
+    process.kill()
+    process.wait()
+    command += ["pool.slots=2", "budget.trials=2"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    wait_for(lambda: trials() > {job}, 120)  # it asks for the second trial once it has taken up the first
+    slurm.cancel(blocker)
+    wait_for(lambda: all((tmp_path / f"sweep/trials/{n}/metrics.jsonl").exists() for n in (0, 1)), 120)
+    assert len(trials()) == 2
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    wait_for(lambda: not trials())
+    assert [read_result(tmp_path / f"sweep/trials/{n}")["status"] for n in (0, 1)] == ["requeue"] * 2
+
+    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    assert [row["status"] for row in csv.DictReader((tmp_path / "sweep/trials.csv").read_text().splitlines())] == ["ok", "ok"]
+    for number in (0, 1):
+        run = tmp_path / "sweep/trials" / str(number)
+        assert len(launches(run)) == 2  # one before Ctrl-C, one after it
+        steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert steps == sorted(steps) and steps[-1] == 800

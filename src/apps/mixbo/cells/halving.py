@@ -11,6 +11,7 @@ from typing import Any
 from src.nanollama.checkpoint.find import find_checkpoint
 from src.nanollama.config import ConfigError, Interrupted, quoted, read_result
 
+from ..jobs import Launch, open_pool
 from .axis import override
 from .config import CellsConfig
 from .propose import propose
@@ -39,8 +40,8 @@ def promoted(losses: Mapping[Trial, float], eta: int) -> list[Trial]:
 class Runs:
     """Carries out trainings in a folder: what is there already is not trained again."""
 
-    def __init__(self, cfg: CellsConfig, folder: Path) -> None:
-        self.cfg, self.folder = cfg, folder
+    def __init__(self, cfg: CellsConfig, folder: Path, launch: Launch | None = None) -> None:
+        self.cfg, self.folder, self.launch = cfg, folder, launch
         wandb = cfg.metrics.wandb
         more = [f"metrics.tensorboard={str(cfg.metrics.tensorboard).lower()}"]
         if wandb.active:
@@ -50,15 +51,20 @@ class Runs:
 
     def run(self, jobs: Mapping[Path, Sequence[str]]) -> dict[Path, dict[str, Any]]:
         """Run folder -> ``result.json``. Raises Interrupted when stopped; the same command goes on."""
-        from src.nanollama.launcher.sweep import run_jobs
-
-        pool = self.cfg.pool
         known = {folder: result for folder in jobs if (result := read_result(folder)) and result["status"] == "nan"}  # would diverge again
         todo = {folder: overrides for folder, overrides in jobs.items() if folder not in known}
-        results = known | (run_jobs(self.cfg.script, todo, pool.slots, pool.timeout_s, pool.retries) if todo else {})
+        results = known | (self._train(todo) if todo else {})
         if len(results) < len(jobs) or any(result["status"] in ("interrupted", "requeue") for result in results.values()):
             raise Interrupted("stopped; the same command continues")
         return results
+
+    def _train(self, jobs: Mapping[Path, Sequence[str]]) -> dict[Path, dict[str, Any]]:
+        from src.nanollama.launcher.sweep import run_jobs
+
+        pool, elsewhere = self.cfg.pool, None
+        if self.launch or pool.launcher == "sbatch":
+            elsewhere = open_pool(pool, self.cfg.cluster, self.folder, self.launch)
+        return run_jobs(self.cfg.script, jobs, pool.slots, pool.timeout_s, pool.retries, elsewhere)
 
     def rung(self, chosen: Sequence[Trial], steps: int, before: int | None) -> dict[Trial, dict[str, Any]]:
         """Train every chosen trial to ``steps``, from its checkpoint at ``before``."""

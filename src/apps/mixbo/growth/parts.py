@@ -8,6 +8,7 @@ from src.nanollama.config import RunFolder
 
 from ..config import SweepConfig, identity
 from ..controller import Limits
+from ..jobs import open_pool
 from ..parts import Parts
 from ..runners import TrainingRunner
 from ..study import Study
@@ -27,7 +28,7 @@ def growth(cfg: SweepConfig, run: RunFolder) -> Parts[Wanted, GrowthRecord]:
         check_owner(Path(cfg.growth.results_file), name)
     study = growth_study(cfg, run.path)
     growing = open_growth(shapes, study, cfg.growth.override)
-    runner = TrainingRunner(run.path / "trials", Commands(shapes), cfg.pool)
+    runner = TrainingRunner(run.path / "trials", Commands(shapes), open_pool(cfg.pool, cfg.cluster, run.path))
     limits = Limits.of(cfg.budget, growing.first_flops)
     progress = GrowthProgress(run.path)
     watch = GrowthWatch(cfg, run, growing, study, name, progress)
