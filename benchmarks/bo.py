@@ -2,6 +2,7 @@
 
     python benchmarks/bo.py [--quick] [--json PATH]                        # our own synthetic problems, exact optimum
     python benchmarks/bo.py --emulator PATH [--metrics mean stackexchange ...] [--noise 0.005] [--cache DIR]
+    python benchmarks/bo.py --strategies kg --seeds 5 --set surrogate.kernel=joint    # the seven-input idea; flops: the six-input one
 
 Costs are FLOPs of what was really trained, in full runs of the largest model (FRE), launch overhead not counted. Regret is noise-free,
 at the target. Model-based strategies are scored on what they recommend, asked whenever .1 FRE more were spent; random search and
@@ -16,7 +17,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,22 @@ import numpy as np
 import torch
 from _rounds import save
 
+from src.apps.mixbo.config import SWEEP
 from src.apps.mixbo.objectives import Objective
 from src.apps.mixbo.objectives.emulator import Emulator
 from src.apps.mixbo.objectives.simulator import Simulator
-from src.apps.mixbo.options import SimulatorConfig, SpaceConfig, StrategyConfig
+from src.apps.mixbo.options import SimulatorConfig, SpaceConfig
 from src.apps.mixbo.problem import Problem
 from src.apps.mixbo.recommend import recommend
 from src.apps.mixbo.records import Record, runs
 from src.apps.mixbo.space import MixtureSpace
 from src.apps.mixbo.suggest import suggest
 from src.apps.mixbo.truth import Truth
+from src.nanollama.config import compose
 
 CUTS = (0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 14, 20, 40, 100)  # FRE
 EVERY = 0.1  # FRE between two questions for the answer
+PARTS = ("surrogate", "strategy", "cost")  # of a sweep's config that ``--set`` may change
 STEPS = (1200, 2400, 4900, 9800, 19500)
 STEPS_HYPERBAND = (200, 700, 2200, 6500, 19500)  # a third each, in the emulator's units of 100
 BUDGETS = {"random": 100.0, "hyperband": 40.0, "ei": 14.0}  # others: 10
@@ -47,6 +51,7 @@ TARGETS = {  # metric: (cost in FRE, median regret at most)
     "commoncrawl": ((8, 0.0069),),
     "hellaswag": ((1.5, 0.0045),),
 }
+WORST = {"hellaswag": ((2, 0.02),)}  # the same of the worst seed
 SYNTHETIC = {
     "interior, r=.8": SimulatorConfig(noise=0.003, run_noise=0.003),
     "face, r=.3": SimulatorConfig(r_size=0.3, r_step=0.8, amplitude=0.03, gamma=1.0, noise=0.002, optimum=(0, 0.1, 0, 0.05, 0.85)),
@@ -151,9 +156,10 @@ def report(title: str, strategy: str, studies: list[Study], gap: float, budget: 
     return {"regret": row, "worst": worst, "arrival": reach, "seconds": statistics.mean(seconds), "slowest": max(seconds), "gap": gap}
 
 
-def synthetic(strategies: list[str], seeds: int, budget: float | None, cache: Path | None) -> dict[str, Any]:
-    """Our own problems, whose optimum is exact."""
+def synthetic(strategies: list[str], seeds: int, budget: float | None, cache: Path | None, changes: Sequence[str]) -> dict[str, Any]:
+    """Our own problems, whose optimum is exact; then the geometric mean of the regret over all studies of a strategy."""
     results: dict[str, Any] = {}
+    everything: dict[str, list[Study]] = {}
     space = MixtureSpace.from_config(SpaceConfig())
     for title, options in SYNTHETIC.items():
         for strategy in strategies:
@@ -161,17 +167,39 @@ def synthetic(strategies: list[str], seeds: int, budget: float | None, cache: Pa
             studies, gaps = [], []
             for seed in range(seeds):
                 objective = Simulator(replace(options, seed=seed), space)
-                problem = _problem(objective, space, strategy)
+                problem = _problem(objective, space, strategy, changes)
                 truth = Truth(problem, objective)
-                key = {"synthetic": title, "strategy": strategy, "seed": seed, "budget": limit}
+                key = {"synthetic": title, "strategy": strategy, "seed": seed, "budget": limit} | _changed(changes)
                 studies.append(cached(cache, key, problem, objective, truth, seed, limit))
                 gaps.append(truth.regret(space.centroid().tolist()) or 0.0)
             results[f"{title}/{strategy}"] = report(title, strategy, studies, statistics.median(gaps), limit)
+            everything.setdefault(strategy, []).extend(studies)
+    for strategy, studies in everything.items():
+        results[f"all/{strategy}"] = geometric_means(strategy, studies, budget or BUDGETS.get(strategy, 10.0))
     return results
 
 
+def geometric_means(strategy: str, studies: list[Study], budget: float) -> dict[float, float]:
+    """Print and return the geometric mean of the regret at each cost where every study has an answer; below 1e-5 nats counts as that."""
+    means = {}
+    for cut in (cut for cut in CUTS if cut <= budget):
+        regrets = [max(at(study, cut), 1e-5) for study in studies]
+        if np.isfinite(regrets).all():
+            means[cut] = statistics.geometric_mean(regrets)
+    cells = "  ".join(f"{cut:g}: {mean:.4f}" for cut, mean in means.items())
+    print(f"{'geometric mean of all':<22}{strategy:<12}{len(studies):>5}  {'':>12}  {cells}", flush=True)
+    return means
+
+
 def emulated(
-    path: Path, metrics: list[str], strategies: list[str], seeds: int, budget: float | None, noise: float, cache: Path | None
+    path: Path,
+    metrics: list[str],
+    strategies: list[str],
+    seeds: int,
+    budget: float | None,
+    noise: float,
+    cache: Path | None,
+    changes: Sequence[str],
 ) -> dict[str, Any]:
     """Metrics of an emulator fitted to real runs. Runs on single domains are few among those, so its corners are extrapolations."""
     results: dict[str, Any] = {}
@@ -180,20 +208,25 @@ def emulated(
             grid = STEPS_HYPERBAND if strategy == "hyperband" else STEPS
             objective = Emulator(path, metric, grid, noise)
             space = MixtureSpace.from_config(SpaceConfig(objective.domains))
-            problem = _problem(objective, space, strategy)
+            problem = _problem(objective, space, strategy, changes)
             truth = Truth(problem, objective)
             limit = budget or BUDGETS.get(strategy, 10.0)
             studies = []
             for seed in range(seeds):
-                key = {"metric": metric, "strategy": strategy, "seed": seed, "budget": limit, "noise": noise}
+                key = {"metric": metric, "strategy": strategy, "seed": seed, "budget": limit, "noise": noise} | _changed(changes)
                 studies.append(cached(cache, key, problem, objective, truth, seed, limit))
             results[f"{metric}/{strategy}"] = report(metric, strategy, studies, truth.regret(space.centroid().tolist()) or 0.0, limit)
         results.update(_verdicts(metric, results))
     return results
 
 
-def _problem(objective: Objective, space: MixtureSpace, strategy: str) -> Problem:
-    return Problem(space, objective.fidelities, objective.metric, objective.flops_per_step, strategy=StrategyConfig(name=strategy))
+def _problem(objective: Objective, space: MixtureSpace, strategy: str, changes: Sequence[str]) -> Problem:
+    cfg = compose(SWEEP, [f"strategy.name={strategy}", *changes])
+    return Problem(space, objective.fidelities, objective.metric, objective.flops_per_step, cfg.cost, cfg.surrogate, cfg.strategy)
+
+
+def _changed(changes: Sequence[str]) -> dict[str, Any]:
+    return {"set": sorted(changes)} if changes else {}
 
 
 def _verdicts(metric: str, results: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -201,11 +234,12 @@ def _verdicts(metric: str, results: dict[str, Any]) -> Iterator[tuple[str, Any]]
     ours = results.get(f"{metric}/kg")
     if ours is None:
         return
-    for cost, level in TARGETS.get(metric, ()):
+    wanted = [("median", *target) for target in TARGETS.get(metric, ())] + [("worst", *target) for target in WORST.get(metric, ())]
+    for which, cost, level in wanted:
         if cost in ours["regret"]:
-            reached = round(ours["regret"][cost][0], 4)  # the targets were set from four digits
-            print(f"  {metric}: median {reached:.4f} at {cost} FRE, wanted {level}: {'met' if reached <= level else 'MISSED'}")
-            yield f"{metric}: {level} at {cost} FRE", [reached, reached <= level]
+            reached = round(ours["regret"][cost][0] if which == "median" else ours["worst"][cost], 4)  # targets were set from four digits
+            print(f"  {metric}: {which} {reached:.4f} at {cost} FRE, wanted {level}: {'met' if reached <= level else 'MISSED'}")
+            yield f"{metric}: {which} {level} at {cost} FRE", [reached, reached <= level]
     for baseline, factor in (("hyperband", 5), ("random", 10)):
         row = results.get(f"{metric}/{baseline}")
         if row is not None:
@@ -228,15 +262,19 @@ def main() -> None:
     parser.add_argument("--budget", type=float, help="FRE; default 10, and 14, 40, 100 for ei, hyperband, random")
     parser.add_argument("--noise", type=float, default=0.0, help="sd of the emulator's observations")
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=f"overrides of a sweep's {', '.join(PARTS)}")
     args = parser.parse_args()
+    for change in args.set:
+        if not change.startswith(tuple(f"{part}." for part in PARTS)):
+            parser.error(f"--set {change}: only {', '.join(PARTS)} can be changed, as in surrogate.kernel=joint")
     torch.set_num_threads(1)
     print(f"{'problem':<22}{'strategy':<12}seeds  10 % of gap  FRE: median regret [quartiles] once so many were spent")
     if args.emulator:
-        results = emulated(args.emulator, args.metrics, args.strategies, args.seeds, args.budget, args.noise, args.cache)
+        results = emulated(args.emulator, args.metrics, args.strategies, args.seeds, args.budget, args.noise, args.cache, args.set)
     elif args.quick:
-        results = synthetic(["kg", "random"], 1, 1.0, args.cache)
+        results = synthetic(["kg", "random"], 1, 1.0, args.cache, args.set)
     else:
-        results = synthetic(args.strategies, args.seeds, args.budget, args.cache)
+        results = synthetic(args.strategies, args.seeds, args.budget, args.cache, args.set)
     save(args.json, results)
 
 
