@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_upload import logged
+from offline_wandb import logged
 
 
 def run_record(run_dir: Path):
