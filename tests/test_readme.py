@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 
-from src.nanollama.config import compose
+from src.apps.mixbo import sweeper
+from src.apps.mixbo.cells import multirun
+from src.apps.mixbo.objectives.training import Trainings
+from src.nanollama.config import ConfigError, compose
+from src.nanollama.config.compose import CONFIGS, register_schema, rewrite_argv
 from src.nanollama.config.explain import all_keys
 from src.nanollama.config.main import entry_of, expand
 
@@ -28,11 +33,40 @@ def test_there_are_commands() -> None:
 @pytest.mark.parametrize(("module", "args"), COMPOSED, ids=[" ".join([m, *a]) for m, a in COMPOSED])
 def test_command_is_accepted(module: str, args: list[str]) -> None:
     entry = entry_of(module)
-    if any(arg.startswith("hydra/sweeper") for arg in args):
-        args = [arg for arg in args if not arg.startswith(("hydra", "model=", "train.steps="))]
-    jobs = expand([arg for arg in args if arg != "-m"]) if "-m" in args else [args]
-    for job in jobs:
-        assert compose(entry, [arg for arg in job if arg != "-m"])
+    words = [arg for arg in args if arg != "-m"]
+    if any(arg.startswith("hydra/sweeper") for arg in words):
+        words = swept(module, words)
+    for job in expand(words) if "-m" in args else [words]:
+        assert compose(entry, job)
+
+
+def swept(module: str, words: list[str]) -> list[str]:
+    """Have Hydra compose the whole line and our sweeper take it, as they do at the start; returns what it sweeps over."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    entry = entry_of(module)
+    register_schema(entry)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        hydra = loader.load_configuration(entry.name, rewrite_argv(entry, words), run_mode=RunMode.MULTIRUN).hydra
+    task, options = list(hydra.overrides.task), {key: value for key, value in hydra.sweeper.items() if key != "_target_"}
+    if sweeper.is_space(task):
+        assert multirun.translate(module, task, options, None).space
+    else:
+        cfg = sweeper.translate(module, task, options, None)
+        assert Trainings(cfg.training, cfg.fidelity).flops_per_step
+    return [word for word in words if not word.startswith("hydra")]
+
+
+@pytest.mark.parametrize("change", ["hydra.sweeper.strategy=kgg", "hydra.sweeper.stategy=kg", "model=pico,nnano", "train.steps=50,x", "lr=1"])
+def test_a_sweepers_line_is_refused_for_any_word_of_it(change: str) -> None:
+    module, words = next((m, a) for m, a in COMPOSED if "hydra/sweeper=mixbo" in a and m == "src.apps.mixbo.train")
+    key = change.partition("=")[0]
+    line = [word for word in words if word != "-m" and word.partition("=")[0] != key]
+    with pytest.raises((ConfigError, HydraException)):
+        swept(module, [*line, change])
 
 
 def test_the_keys_in_the_table_of_features_exist() -> None:
