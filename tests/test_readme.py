@@ -60,7 +60,10 @@ def swept(module: str, words: list[str]) -> list[str]:
     return [word for word in words if not word.startswith("hydra")]
 
 
-@pytest.mark.parametrize("change", ["hydra.sweeper.strategy=kgg", "hydra.sweeper.stategy=kg", "model=pico,nnano", "train.steps=50,x", "lr=1"])
+WRONG = ["hydra.sweeper.strategy=kgg", "hydra.sweeper.stategy=kg", "model=pico,nnano", "train.steps=50,x", "lr=1"]
+
+
+@pytest.mark.parametrize("change", WRONG)
 def test_a_sweepers_line_is_refused_for_any_word_of_it(change: str) -> None:
     module, words = next((m, a) for m, a in COMPOSED if "hydra/sweeper=mixbo" in a and m == "src.apps.mixbo.train")
     key = change.partition("=")[0]
