@@ -101,6 +101,8 @@ def test_without_a_terminal_every_ended_trial_is_told_once(drawn: SimpleNamespac
 
 @pytest.mark.filterwarnings("ignore")  # wandb's own
 def test_wandb_has_the_answer_after_every_trial_and_the_trials(kg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     sweep, history = load(kg), read_history(kg)
@@ -108,6 +110,7 @@ def test_wandb_has_the_answer_after_every_trial_and_the_trials(kg: Path, tmp_pat
     for row in history:
         sinks.write(*mixture_trial(sweep.problem, row, sweep.records[row["trial"]], None))
     sinks.close()
+    wandb.teardown()  # its service writes the file, in its own time
     rows = written(tmp_path)
     answers, tried = [row for row in rows if "predicted/sweep" in row], [row for row in rows if "objective/trial" in row]
     assert [row["step"] for row in answers] == [*range(1, 13)] == [row["step"] for row in tried] and len(rows) == 24
