@@ -12,10 +12,16 @@ from hypothesis import strategies as st
 
 from src.apps.mixbo.compare.__main__ import main
 from src.apps.mixbo.compare.page import compare_page
-from src.apps.mixbo.compare.runs import find_sweeps
+from src.apps.mixbo.compare.runs import SweepRun, find_sweeps
 from src.apps.mixbo.compare.stats import at, cost_to_stay, median_cost, shared
+from src.apps.mixbo.folder import read_history
 from src.nanollama.config import ConfigError
+from src.nanollama.report import Figure, Panels, Section
 
+TITLES = (
+    "Strategies side by side", "Summary", "Regret against cost", "Against kg, design=0 over time", "What each strategy bought",
+    "Why: trust and acquisition over time", "All sweeps",
+)  # fmt: skip
 CURVES = st.lists(st.tuples(st.floats(0.1, 10), st.floats(0, 1)), min_size=1, max_size=8, unique_by=lambda point: point[0]).map(sorted)
 
 
@@ -73,7 +79,60 @@ def test_command_on_a_multirun(multirun: Path, capsys: pytest.CaptureFixture[str
     random = next(e for e in json.loads((multirun / "compare.json").read_text())["strategies"] if e["strategy"] == "random")
     final = [json.loads((multirun / job / "progress.jsonl").read_text().splitlines()[-1])["regret"] for job in "12"]
     assert random["runs"] == 2 and random["median"] == pytest.approx(np.median(final)) and random["spent_full_runs"] == pytest.approx(3)
-    assert (multirun / "compare.html").stat().st_size > 1e6
+    html = (multirun / "compare.html").read_text()
+    assert all(title in html for title in TITLES) and f"{random['spent_full_runs']:.3g}" in html
+
+
+def section(runs: list[SweepRun], title: str) -> Section:
+    return next(section for section in compare_page(runs).sections if section.title == title)
+
+
+def test_what_was_bought_is_the_share_of_the_flops_and_every_trial(multirun: Path) -> None:
+    runs = find_sweeps([str(multirun)])
+    shares, panels = section(runs, "What each strategy bought").blocks
+    assert isinstance(shares, Figure) and isinstance(panels, Panels)
+    with (multirun / "0" / "trials.csv").open() as file:
+        mine = list(csv.DictReader(file))
+    total = sum(float(row["charged_flops"]) for row in mine)
+    assert [bar["name"] for bar in shares.data] == ["20M", "400M", "1B"]
+    for bar in shares.data:
+        bought = sum(float(row["charged_flops"]) for row in mine if row["model_size"] == bar["name"])
+        assert list(bar["y"]) == ["kg, design=0", "random"]
+        assert bar["x"] == pytest.approx([100 * bought / total, 100.0 if bar["name"] == "1B" else 0.0])  # random: full runs only
+    assert [panel.title for panel in panels.figures] == ["kg, design=0", "random"]
+    (dots,) = panels.figures[0].data
+    history = [json.loads(line) for line in (multirun / "0" / "progress.jsonl").read_text().splitlines()]
+    assert list(dots["x"]) == [row["spent_full_runs"] for row in history] and list(dots["y"]) == [row["model_size"] for row in mine]
+    assert len(panels.figures[1].data[0]["x"]) == 6  # of both seeds
+
+
+def test_differences_over_time_are_those_of_the_same_seed_at_the_same_cost(kg: Path, sweeps: Callable[..., Path]) -> None:
+    """Regret of expected improvement divided by that of the knowledge gradient, wherever both have come to."""
+    ei = sweeps("ei", "strategy=ei", "strategy.design=0", "budget.trials=5")
+    title = "Against kg over time"
+    (figure,) = section(find_sweeps([str(kg), str(ei)]), title).blocks
+    assert isinstance(figure, Figure) and "divided by that of kg" in figure.title and "kg is ahead above 1" in figure.caption
+    (line,) = figure.data  # one pair: no band
+    rows = {name: read_history(folder) for name, folder in (("kg", kg), ("ei", ei))}
+
+    def regret(name: str, cost: float) -> float:
+        return [row["regret"] for row in rows[name] if row["spent_full_runs"] <= cost * (1 + 1e-12)][-1]
+
+    assert line["name"] == "ei" and len(line["x"]) > 1
+    low, high = max(r[0]["spent_full_runs"] for r in rows.values()), min(r[-1]["spent_full_runs"] for r in rows.values())
+    assert low <= min(line["x"]) and max(line["x"]) <= high
+    assert list(line["y"]) == pytest.approx([max(regret("ei", cost), 1e-6) / max(regret("kg", cost), 1e-6) for cost in line["x"]])
+    assert "Against random over time" not in [s.title for s in compare_page(find_sweeps([str(kg)])).sections]
+
+
+def test_trust_and_acquisition_over_time_are_the_suggestions_own(kg: Path) -> None:
+    trust, acquisition = section(find_sweeps([str(kg)]), "Why: trust and acquisition over time").blocks
+    with (kg / "trials.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["acquisition"]]
+    assert rows and isinstance(trust, Figure) and isinstance(acquisition, Panels)
+    for figure, key in ((trust, "rho"), (acquisition.figures[0], "acquisition")):
+        assert list(figure.data[-1]["x"]) == [int(row["trial"]) for row in rows]
+        assert list(figure.data[-1]["y"]) == pytest.approx([float(row[key]) for row in rows])
 
 
 def test_page_without_a_known_truth_shows_predictions_and_what_was_measured(multirun: Path) -> None:
