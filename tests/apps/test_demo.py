@@ -38,7 +38,11 @@ def test_quick_demo_does_the_whole_job(tmp_path: Path) -> None:
         keys = {"loss", "tokens_per_s", "grad_norm", "lr"} | ({"bayes_loss", "excess_loss"} if name != "text" else set())
         assert all(keys <= record.keys() for record in records if record["split"] == "train")
         assert any((folder / "train" / name / "tb").iterdir())
+    best = json.loads((folder / "sweep" / "best.json").read_text())
+    assert best["trials"] == 3 and best["steps"] == 4 and sum(best["weights"].values()) == pytest.approx(1.0)
+    assert f"best mixture for nano at step 4 by 3 trials: {demo.tell_sweep(folder).partition(': ')[2]}" in output
     page = (folder / "report.html").read_text()
+    assert all(title in page for title in ("The best mixture for nano", "Which fidelities were bought, and when"))
     assert str(folder / "report.html") in output and demo.TITLE in page
     assert all(f"train/{name}" in page for name in ("infer", "predict", "matched", "text"))
     assert (folder / "logs" / "train-infer.log").read_text().startswith("$ python -m src.apps.gssm.train experiment=debug alpha_X=1e-3")
