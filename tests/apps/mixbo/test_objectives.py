@@ -97,6 +97,73 @@ def test_emulator_gives_the_known_values() -> None:
         Emulator(path, "nothing")
 
 
+@pytest.fixture
+def network(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """A small random network over two domains in the emulator's format, and its arrays."""
+    rng = np.random.default_rng(4)
+    arrays = {
+        "weight_0": rng.normal(size=(6, 4)), "bias_0": rng.normal(size=6),
+        "weight_1": rng.normal(size=(5, 6)), "bias_1": rng.normal(size=5),
+        "weight_2": rng.normal(size=(5, 5)), "bias_2": rng.normal(size=5),
+        "x_mean": np.array([0.5, 0.5, 300.0, 1000.0]), "x_std": np.array([0.3, 0.2, 400.0, 800.0]),
+        "y_mean": rng.normal(size=5), "y_std": rng.uniform(0.5, 2, size=5),
+        "model_sizes_millions": np.array([20.0, 1000.0]), "steps": np.arange(100, 2100, 100), "gflops_per_step": np.array([2.0, 90.0]),
+        "domains": np.array(["code", "prose"]), "metrics": np.array(["train", "code", "prose", "web", "hellaswag"]),
+    }  # fmt: skip
+    np.savez(tmp_path / "network.npz", **arrays)
+    return tmp_path / "network.npz", arrays
+
+
+def by_hand(arrays: dict[str, np.ndarray], w: list[float], millions: float, step: int) -> dict[str, float]:
+    """All metrics of one mixture, neuron by neuron."""
+    h = [(x - m) / s for x, m, s in zip([*w, millions, step], arrays["x_mean"], arrays["x_std"], strict=True)]
+    for layer in range(3):
+        neurons = zip(arrays[f"weight_{layer}"], arrays[f"bias_{layer}"], strict=True)
+        h = [sum(a * b for a, b in zip(row, h, strict=True)) + bias for row, bias in neurons]
+        h = [max(value, 0.0) for value in h] if layer < 2 else h
+    return {str(name): value * s + m for name, value, s, m in zip(arrays["metrics"], h, arrays["y_std"], arrays["y_mean"], strict=True)}
+
+
+def test_an_emulator_is_its_network(network: tuple[Path, dict[str, np.ndarray]]) -> None:
+    path, arrays = network
+    mixtures = [[1.0, 0.0], [0.3, 0.7], [0.5, 0.5]]
+    for metric, outputs in (
+        ("web", ("web",)), ("train", ("train",)), ("hellaswag", ("hellaswag",)), ("mean", ("code", "prose", "web")),
+        ("mean_domains", ("code", "prose")),
+    ):  # fmt: skip
+        emulator = Emulator(path, metric, [100, 1500, 2000])
+        assert emulator.metric.outputs == outputs and emulator.metric.maximise == (metric == "hellaswag")
+        assert emulator.metric.weights == (1 / len(outputs),) * len(outputs)
+        for size, millions, step in (("20M", 20.0, 100), ("1B", 1000.0, 1500)):
+            expected = [[by_hand(arrays, w, millions, step)[name] for name in outputs] for w in mixtures]
+            np.testing.assert_allclose(emulator.values(np.array(mixtures), size, step), expected, rtol=1e-12)
+    assert emulator.domains == ("code", "prose") and emulator.flops_per_step == (2e9, 9e10)
+    assert emulator.fidelities.sizes == ("20M", "1B") and emulator.fidelities.steps == (100, 1500, 2000)
+    assert Emulator(path).fidelities.steps == tuple(range(100, 2100, 100))
+
+
+def test_an_emulator_is_asked_within_its_range_only(network: tuple[Path, dict[str, np.ndarray]]) -> None:
+    path, _ = network
+    for steps in ([100, 2100], [50], [150]):
+        with pytest.raises(ConfigError, match=rf"fidelity\.steps: {steps[-1]} is not .* 100 to 2000 by 100"):
+            Emulator(path, "web", steps)
+    with pytest.raises(ConfigError, match=r"step 2100 is outside .*\(100 to 2000\)"):
+        Emulator(path, "web").values(np.array([[0.5, 0.5]]), "1B", 2100)
+    with pytest.raises(ConfigError, match=r"'loss' is not in this emulator; it has .*'web'.*'mean_domains'"):
+        Emulator(path, "loss")
+    with pytest.raises(ConfigError, match="'7B'"):
+        Emulator(path, "web").values(np.array([[0.5, 0.5]]), "7B", 100)
+
+
+def test_an_emulator_without_noise_is_exact_and_with_it_scatters_by_as_much(network: tuple[Path, dict[str, np.ndarray]]) -> None:
+    path, arrays = network
+    value = by_hand(arrays, [0.3, 0.7], 20.0, 100)["web"]
+    assert Emulator(path, "web").observe([0.3, 0.7], "20M", [100], 3) == [(100, (pytest.approx(value, rel=1e-12),))]
+    noisy = Emulator(path, "web", noise=0.1)
+    drawn = np.array([noisy.observe([0.3, 0.7], "20M", [100], run)[0][1][0] for run in range(400)])
+    assert drawn.mean() == pytest.approx(value, abs=0.02) and drawn.std() == pytest.approx(0.1, rel=0.15)
+
+
 def test_an_unreadable_emulator_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no file"):
         Emulator(tmp_path / "none.npz")
