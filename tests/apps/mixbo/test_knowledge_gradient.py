@@ -15,8 +15,13 @@ from scipy.stats import norm
 from studies import SPACE, finish, problem, rescaled, simulator, spread_out, study
 
 from src.apps.mixbo import priors
+from src.apps.mixbo.design import anchors_at_target, full_run, initial_design
+from src.apps.mixbo.objectives.simulator import Simulator
+from src.apps.mixbo.options import SimulatorConfig
+from src.apps.mixbo.problem import Fidelities, Problem
 from src.apps.mixbo.records import Record, Suggestion
 from src.apps.mixbo.strategies import kg as kg_module
+from src.apps.mixbo.strategies import lookup
 from src.apps.mixbo.strategies.ei import improvement
 from src.apps.mixbo.strategies.envelope import gain_of_minimum
 from src.apps.mixbo.strategies.grid import build
@@ -188,8 +193,6 @@ def test_defect_1_the_units_of_the_metric_do_not_change_the_suggestion(name: str
 
 
 def _with_design(posed: object, objective: object, records: list[Record]) -> list[Record]:
-    from src.apps.mixbo.design import anchors_at_target, full_run, initial_design
-
     plan = [*initial_design(posed, 0), *anchors_at_target(posed)]  # type: ignore[arg-type]
     for w, size in plan:
         records = [*records, finish(objective, full_run(posed, w, size), records)]  # type: ignore[arg-type]
@@ -204,28 +207,32 @@ def test_defect_1_ei_is_positive_somewhere_after_the_initial_design(seed: int) -
     assert improvement(grid).max() > np.log(1e-5)
 
 
+def _two_sizes(r_size: float) -> tuple[Problem, list[Record]]:
+    """Full runs of 44 mixtures with a small model and of 20 of them with a large one, which costs eight times as much."""
+    sizes = Fidelities(("small", "large"), (3e8, 1e9), (8000,))
+    objective = Simulator(SimulatorConfig(amplitude=0.01, noise=0.0002, r_size=r_size), SPACE, sizes)
+    options = {"strategy": {"name": "ei_cost", "confirm": 0.0}, "cost": {"growth": 1e6, "overhead": 0.0}}
+    posed = replace(problem(objective, **options), flops_per_step=(0.12, 1.0))
+    mixtures = np.vstack([SPACE.corners(), SPACE.centroid(), np.random.default_rng(0).dirichlet(np.ones(3), 40)])
+    records: list[Record] = []
+    for size, count in ((0, 44), (1, 20)):
+        for w in mixtures[:count]:
+            records.append(finish(objective, full_run(posed, w, size), records))
+    return posed, records
+
+
 def test_defect_2_ei_cost_takes_the_informative_fidelity_and_follows_the_correlation() -> None:
-    objective = simulator()
-    posed = problem(objective, strategy={"name": "ei_cost"})
-    records = _with_design(posed, objective, spread_out(objective, {"20M": 4, "150M": 4}))
-    grid = build(posed, records, np.random.default_rng(0))
-    rho = grid.rho_cf()
-    assert rho[1:, (grid.sizes == 2) & (grid.steps == 8000)] == pytest.approx(1.0, abs=1e-6)
-    assert rho[0] == pytest.approx(0.0, abs=1e-6)  # the baseline itself: how it differs from itself is known
-    from src.apps.mixbo.strategies import ei
-
-    chosen = []
-    for low in (1e-9, 0.999):  # the smallest model says nothing, or everything, about the target
-
-        class Told(type(grid)):  # type: ignore[misc]
-            def rho_cf(self, low: float = low) -> np.ndarray:
-                return np.where(self.sizes == 0, low, 0.9)[None].repeat(self.shape[0], axis=0)
-
-        told = Told(**{name: getattr(grid, name) for name in grid.__dataclass_fields__})
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ei, "build", lambda *_, told=told: told)
-            chosen.append(ei.ei_cost(posed, records, np.random.default_rng(0)).model_size)
-    assert chosen[0] != "20M" and chosen[1] == "20M"
+    trust, chosen = {}, {}
+    for r in (-0.9, 0.0, 0.95):
+        posed, records = _two_sizes(r)
+        grid = build(posed, records, np.random.default_rng(0))
+        rho = grid.rho_cf()
+        assert rho[1:, grid.sizes == 1] == pytest.approx(1.0, abs=1e-6)
+        assert rho[0] == pytest.approx(0.0, abs=1e-6)  # the baseline itself: how it differs from itself is known
+        trust[r] = float(np.median(rho[1:, grid.sizes == 0]))
+        chosen[r] = lookup("ei_cost")(posed, records, np.random.default_rng(0)).model_size
+    assert trust[-0.9] < trust[0.0] - 0.01 and trust[0.0] < trust[0.95] - 0.03
+    assert chosen[0.0] == "large" and chosen[0.95] == "small"
 
 
 def test_a_size_without_the_baseline_is_worth_the_price_of_a_pair_and_the_baseline_comes_first() -> None:

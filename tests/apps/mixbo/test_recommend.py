@@ -37,8 +37,11 @@ def test_defect_6_the_planted_best_run_is_the_one_reported(accuracy: bool) -> No
     assert same(answer.baseline, (0.1, 0.2, 0.7))
     value = float(objective.values(np.array([answer.weights]), "1B", 8000)[0, 0])
     low, high = answer.interval
-    assert low <= answer.predicted <= high and low - 0.02 <= value <= high + 0.02  # in the metric's own direction
-    assert (answer.predicted > 0.25) == accuracy or not accuracy
+
+    tried = [float(objective.values(np.array([record.weights]), "1B", 8000)[0, 0]) for record in records]
+    best, worst = (max(tried), min(tried)) if accuracy else (min(tried), max(tried))  # in the metric's own direction
+    assert tried[-1] == best and answer.predicted == pytest.approx(best, abs=0.05 * abs(best - worst))
+    assert low <= answer.predicted <= high and low - 0.002 <= value <= high + 0.002 and high - low < 0.1 * abs(best - worst)
 
 
 @pytest.mark.parametrize("seed", range(2))

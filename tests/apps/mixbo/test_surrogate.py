@@ -190,15 +190,22 @@ def test_defect_4_units_of_size_and_step_do_not_matter() -> None:
 
 
 def test_defect_5a_noise_survives_every_tell() -> None:
+    """Whatever was told before, one more value of a mixture narrows what is known of it by one noisy observation, and by no more."""
     objective = simulator(noise=0.02)
-    posed = problem(objective, surrogate={"noise_floor": 0.01})
-    records = spread_out(objective, {"20M": 8, "150M": 2})
-    for count in range(3, len(records) + 1):
+    posed = problem(objective, surrogate={"noise_floor": 0.02, "refit": 4})
+    records = spread_out(objective, {"20M": 8})
+    w = records[0].weights
+    for number in range(8, 20):
+        records.append(Record(number, w, "20M", 8000, "ok", tuple(objective.observe(w, "20M", [8000], number))))
+    seen, before = rows(posed, np.array([w]), 0, 8000.0), np.nan
+    for count in range(8, len(records) + 1):
         surrogate = condition(posed, records[:count])
-        assert surrogate.noise_variance >= 0.01**2
-        seen = rows(posed, np.array([records[0].weights]), 0, 8000.0)
-        # n repetitions of noise sd s leave at least s^2 / n; here fewer than all checkpoints bear on the point.
-        assert surrogate.variance(surrogate.basis(seen))[0] > 0.01**2 / (3 * count)
+        variance = float(surrogate.variance(surrogate.basis(seen))[0])
+        if count % 4:  # with the hyper-parameters of the tell before
+            noise = 1 / (1 / variance - 1 / before)
+            assert noise * (1 + 1e-6) >= 0.02**2 and noise**0.5 < 0.04
+            assert noise == pytest.approx(surrogate.noise_variance + surrogate.run_variance, rel=1e-5)
+        before = variance
 
 
 def test_defect_5b_refitted_at_every_multiple_of_the_period_and_prior_flat_in_the_mixture() -> None:
