@@ -21,7 +21,10 @@ Z95 = 1.959964  # two-sided 95 %
 
 @dataclass(frozen=True)
 class Recommendation:
-    """``predicted`` and ``interval`` (95 %) are of the noise-free target value in the metric's own units and direction."""
+    """``predicted`` and ``interval`` (95 %, somewhat too narrow: benchmarks/RESULTS.md) are of the noise-free target value.
+
+    Both are in the metric's own units and direction.
+    """
 
     weights: tuple[float, ...]
     model_size: str

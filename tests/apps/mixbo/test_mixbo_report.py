@@ -79,12 +79,16 @@ def test_page_of_a_finished_sweep(kg: Path) -> None:
     page = sweep_page(load(kg))
     assert page.lead.startswith("For 1B at step 8000, train on ") and "stopped: budget.trials = 12 are used" in page.facts
     html = page.render()
+    assert html.count("of 90 % intervals 76 to 81 % held") == 2  # where they are told, and where they are drawn
     assert "<i>c" not in html and "&lt;i&gt;c" in html  # a domain's name is text, not markup
 
 
 def test_command_rebuilds_the_page(kg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(kg), f"out={tmp_path / 'again.html'}"]) == 0
-    assert (tmp_path / "again.html").stat().st_size > 1e6 and "train on" in capsys.readouterr().out
+    html, said = (tmp_path / "again.html").read_text(), capsys.readouterr().out
+    assert "train on" in said and all(title in html for title in SECTIONS)
+    weights = json.loads((kg / "best.json").read_text())["weights"]
+    assert all(f"{100 * weight:.1f}" in html for weight in weights.values())
     assert main([str(tmp_path)]) == 2 and "no sweep" in capsys.readouterr().err
 
 

@@ -16,6 +16,7 @@ from ..baseline import difference
 from ..recommend import Z95
 from ..records import same
 from ..style import BEST, FULL_RUNS, GOOD, LOG, Trace, mixture, plain
+from .calibration import NARROW
 from .folder import Sweep
 
 Array = NDArray[np.float64]
@@ -50,7 +51,8 @@ def answer_section(sweep: Sweep) -> Section | None:
     rows = _compared(sweep)
     caption = (
         "Differences between mixtures are known far better than the level that all share, which has to be extrapolated as long as little "
-        "was run at the largest size: judge a mixture by the column of differences."
+        "was run at the largest size: judge a mixture by the column of differences. "
+        f"Intervals are {NARROW}."
     )
     return Section("The mixture", [_bars(sweep, rows), _table(sweep, rows, caption)])
 
