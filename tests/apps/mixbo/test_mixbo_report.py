@@ -22,6 +22,7 @@ from src.apps.mixbo.report.trust import measured, posterior_correlations, refere
 from src.apps.mixbo.study import Study
 from src.apps.mixbo.surrogate import condition
 from src.apps.mixbo.truth import Truth
+from src.nanollama.report import Figure, Table
 
 SECTIONS = (
     "The mixture", "The answer over the cost", "Which fidelities were bought, and when", "Trust in each fidelity",
@@ -81,6 +82,32 @@ def test_page_of_a_finished_sweep(kg: Path) -> None:
     html = page.render()
     assert html.count("of 90 % intervals 76 to 81 % held") == 2  # where they are told, and where they are drawn
     assert "<i>c" not in html and "&lt;i&gt;c" in html  # a domain's name is text, not markup
+
+
+def test_a_mixture_is_shown_once_and_the_optimum_always(kg: Path, tmp_path: Path) -> None:
+    shutil.copytree(kg, tmp_path / "sweep", ignore=shutil.ignore_patterns("trials", "tb"))
+    sweep = load(tmp_path / "sweep")
+    third = dict.fromkeys(sweep.problem.space.domains, 1 / 3)
+    for weights, expected in (
+        ({}, ["recommended", "best tested there", "true optimum"]),  # which is the uniform one
+        ({"weights": third}, ["recommended", "true optimum"]),
+        ({"weights": dict(zip(third, sweep.truth.optimum, strict=True))}, ["recommended", "best tested there", "true optimum"]),
+    ):
+        (tmp_path / "sweep" / "best.json").write_text(json.dumps(sweep.answer | {"baseline": third} | weights))
+        table = next(s for s in sweep_page(load(tmp_path / "sweep")).sections if s.title == "The mixture").blocks[1]
+        assert isinstance(table, Table) and [row[0] for row in table.rows] == expected
+
+
+def test_the_axis_of_the_answer_leaves_out_guesses_made_before_anything_was_measured_at_the_target(kg: Path) -> None:
+    figure = next(s for s in sweep_page(load(kg)).sections if s.title == "The answer over the cost").blocks[0]
+    assert isinstance(figure, Figure)
+    rows, records = read_history(kg), load(kg).records
+    first = next(i for i, record in enumerate(records) if record.model_size == "1B" and record.steps == 8000)
+    assert first > 2
+    values = [row[key] for row in rows[first - 1 :] for key in ("predicted", "true_value")] + [rows[-1]["low"], rows[-1]["high"]]
+    values += [r.curve[-1][1][0] for r in records if r.model_size == "1B" and r.steps == 8000]
+    pad = 0.08 * (max(values) - min(values))
+    assert figure.layout["yaxis"]["range"] == pytest.approx([min(values) - pad, max(values) + pad])
 
 
 def test_command_rebuilds_the_page(kg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

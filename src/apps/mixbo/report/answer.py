@@ -80,7 +80,8 @@ def _compared(sweep: Sweep) -> list[tuple[str, Array]]:
     rows.append(("uniform", sweep.problem.space.centroid()))
     if sweep.truth:
         rows.append(("true optimum" if sweep.truth.exact else "best there is (by search)", sweep.truth.optimum))
-    return [row for i, row in enumerate(rows) if i in (0, len(rows) - 1) or not same(row[1], sweep.best, 1e-4)]
+    first = [next(i for i, (_, v) in enumerate(rows) if same(w, v, 1e-4)) for _, w in rows]
+    return [row for i, row in enumerate(rows) if first[i] == i or (sweep.truth and i == len(rows) - 1)]
 
 
 def _bars(sweep: Sweep, rows: list[tuple[str, Array]]) -> Figure:
@@ -192,8 +193,12 @@ def _value_figure(sweep: Sweep) -> Figure:
 
 
 def _span(rows: list[Mapping[str, Any]], seen: list[tuple[float, float, int]]) -> list[float]:
-    """Of the vertical axis: all but the first guesses, whose intervals would leave no room for anything else."""
-    settled = rows[len(rows) // 2 :]
+    """Of the vertical axis: from the last answer before anything was measured at the target, or the second half while nothing was.
+
+    Earlier guesses and their intervals would leave no room for anything else.
+    """
+    guesses = sum(row["spent_full_runs"] < seen[0][0] for row in rows) if seen else 0
+    settled = rows[guesses - 1 if guesses else len(rows) // 2 :]
     values = [row[key] for row in settled for key in ("predicted", "true_value") if row.get(key) is not None]
     values += [value for _, value, _ in seen] + [rows[-1]["low"], rows[-1]["high"]]
     pad = 0.08 * (max(values) - min(values)) or 1.0

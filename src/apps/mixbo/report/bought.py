@@ -42,7 +42,7 @@ def _timeline(sweep: Sweep) -> Figure:
         if chosen:
             traces.append(_dots(sweep, name, symbol, chosen))
     bar = {
-        "title": {"text": "step", "side": "right"},  # on top it would touch the highest label
+        "title": {"text": "step", "side": "right", "font": {"size": 12.5, "color": "var(--muted)"}},  # on top it would touch a label
         "thickness": 10,
         "len": 0.9,
         "outlinewidth": 0,
