@@ -98,14 +98,16 @@ def test_a_mixture_is_shown_once_and_the_optimum_always(kg: Path, tmp_path: Path
         assert isinstance(table, Table) and [row[0] for row in table.rows] == expected
 
 
-def test_the_axis_of_the_answer_leaves_out_guesses_made_before_anything_was_measured_at_the_target(kg: Path) -> None:
-    figure = next(s for s in sweep_page(load(kg)).sections if s.title == "The answer over the cost").blocks[0]
+def test_the_axis_of_the_answer_begins_with_the_last_guess_before_anything_was_measured_at_the_target(kg: Path, tmp_path: Path) -> None:
+    young = tmp_path / "young"
+    shutil.copytree(kg, young, ignore=shutil.ignore_patterns("trials", "tb", "result.json"))
+    first = next(i for i, record in enumerate(load(kg).records) if record.model_size == "1B" and record.steps == 8000)
+    for name, header in (("trials.csv", 1), ("progress.jsonl", 0)):  # ends with the first value at the target
+        (young / name).write_text("".join((kg / name).read_text().splitlines(keepends=True)[: first + 1 + header]))
+    figure = next(s for s in sweep_page(load(young)).sections if s.title == "The answer over the cost").blocks[0]
     assert isinstance(figure, Figure)
-    rows, records = read_history(kg), load(kg).records
-    first = next(i for i, record in enumerate(records) if record.model_size == "1B" and record.steps == 8000)
-    assert first > 2
-    values = [row[key] for row in rows[first - 1 :] for key in ("predicted", "true_value")] + [rows[-1]["low"], rows[-1]["high"]]
-    values += [r.curve[-1][1][0] for r in records if r.model_size == "1B" and r.steps == 8000]
+    rows, seen = read_history(young), load(young).records[first].curve[-1][1][0]
+    values = [seen, rows[-1]["low"], rows[-1]["high"], *(row[key] for row in rows[-2:] for key in ("predicted", "true_value"))]
     pad = 0.08 * (max(values) - min(values))
     assert figure.layout["yaxis"]["range"] == pytest.approx([min(values) - pad, max(values) + pad])
 
