@@ -36,7 +36,7 @@ def test_every_ending_says_what_it_cost(status, tmp_path) -> None:
         cfg = replace(cfg, optim=replace(cfg.optim, lr=1e30, clip=None), train=replace(cfg.train, max_skipped=2))
     source = Counting() if status in ("ok", "nan") else Breaking(status)
     folder = open_folder(ENTRY, cfg, [])
-    execute(lambda cfg, run: run_toy(run.path, cfg, source, run), cfg, folder)
+    execute(lambda cfg, run: run_toy(run.path, cfg, source, run=run), cfg, folder)
     result = read_result(tmp_path / "run") or {}
     whole = run_toy(tmp_path / "whole", ToyConfig())
     assert result["status"] == status
