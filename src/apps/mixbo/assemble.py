@@ -47,8 +47,9 @@ def _scatter(
     to_shared, to_offset = np.zeros(fidelity.shape[1:]), np.zeros(fidelity.shape[1:])
     for o in range(outputs):
         for i in range(len(m1)):
+            a, c = m1[i], f1[i]
             for j in range(len(m2)):
-                a, b, c, d, g = m1[i], m2[j], f1[i], f2[j], slope[o, i, j]
+                b, d, g = m2[j], f2[j], slope[o, i, j]
                 to_shared[o, c, d] += g
                 for k in range(terms):
                     to_mixture[k, o, a, b] += g * fidelity[k, o, c, d]

@@ -78,13 +78,15 @@ def log_posterior(kernel: SurrogateKernel, x: Inputs, y: Tensor, floor: Tensor) 
     """
     kernel.theta.grad = None
     noise = floor + kernel.noise_sd().square()
-    covariance = kernel.covariance(x, x) + torch.diag_embed(noise[:, None].expand(-1, y.shape[-1]))
+    covariance = kernel.covariance(x, x)
     with torch.no_grad():
-        factor = torch.linalg.cholesky(covariance)
+        noisy = covariance.detach().clone()
+        noisy.diagonal(dim1=-1, dim2=-2).add_(noise[:, None])
+        factor = torch.linalg.cholesky(noisy)
         weights = torch.cholesky_solve(y.unsqueeze(-1), factor)
-        slope = 0.5 * (torch.cholesky_inverse(factor) - weights @ weights.transpose(-1, -2))
+        slope = torch.cholesky_inverse(factor).sub_(weights @ weights.transpose(-1, -2)).mul_(0.5)
         likelihood = -0.5 * (y.unsqueeze(-1) * weights).sum() - factor.diagonal(dim1=-1, dim2=-2).log().sum()
-    covariance.backward(slope)
+    torch.autograd.backward([covariance, noise], [slope, slope.diagonal(dim1=-1, dim2=-2).sum(-1)])
     centred = (kernel.theta - kernel.theta_prior.loc) / kernel.theta_prior.scale
     penalty = 0.5 * centred.square().sum()
     penalty.backward()

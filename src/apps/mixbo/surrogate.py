@@ -134,6 +134,7 @@ class Surrogate:
 
     def _condition(self, x: Tensor, y: Tensor) -> None:
         self._inputs = Inputs.of(x)
+        self._references: dict[tuple[bytes, bytes], Basis] = {}
         with torch.no_grad():
             covariance = self._cross(self._inputs, self._inputs) + torch.diag_embed(self._noise[:, None].expand(-1, len(x)))
             self._cholesky = torch.linalg.cholesky(covariance)
@@ -195,9 +196,15 @@ class Surrogate:
         return Basis(at, half, self._objective(self._mean_from(cross)))
 
     def _differences(self, at: Inputs, reference: Array) -> Basis:
-        fidelities = Inputs.product(torch.as_tensor(reference)[None], at.fidelities)
-        here, there = self._whitened(at), self._whitened(fidelities)
-        return Basis(at, here.half - there.half[..., at.fidelity], here.mean - there.mean[at.fidelity], fidelities[at.fidelity])
+        here, there = self._whitened(at), self._whitened_reference(reference, at.fidelities)
+        return Basis(at, here.half - there.half[..., at.fidelity], here.mean - there.mean[at.fidelity], there.inputs[at.fidelity])
+
+    def _whitened_reference(self, reference: Array, fidelities: Tensor) -> Basis:
+        """One mixture at all ``fidelities``, kept: searches ask for differences from the same one dozens of times."""
+        asked = reference.tobytes(), fidelities.numpy().tobytes()
+        if asked not in self._references:
+            self._references[asked] = self._whitened(Inputs.product(torch.as_tensor(reference)[None], fidelities))
+        return self._references[asked]
 
 
 def condition(problem: Problem, records: Sequence[Record]) -> Surrogate:
