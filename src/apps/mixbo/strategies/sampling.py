@@ -13,6 +13,8 @@ from ..records import Record, Suggestion, same
 from .choose import choose
 from .grid import build
 
+JITTER = 1e-6  # of the largest variance: mixtures that lie close together would have no factor
+
 
 def random(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion | Done:
     """A mixture drawn uniformly (of a table, one of those left), trained in full at the largest size.
@@ -34,7 +36,10 @@ def thompson(problem: Problem, records: Sequence[Record], rng: np.random.Generat
     """The minimiser of one posterior draw at the target, at the fidelity that explains most of its variance per cost."""
     grid = build(problem, records, rng)
     covariance = grid.surrogate.covariance(grid.there, grid.there)
-    draw = rng.multivariate_normal(grid.there.mean, covariance, method="eigh", check_valid="ignore")
+    # By Cholesky, whose factor rounding hardly moves: eigenvectors of near-equal eigenvalues turn freely, and another processor drew
+    # another mixture.
+    factor = np.linalg.cholesky(covariance + JITTER * covariance.diagonal().max() * np.eye(len(covariance)))
+    draw = grid.there.mean + factor @ rng.standard_normal(len(covariance))
     rank = np.argsort(np.argsort(draw))[:, None]  # 0: the minimiser; the others only where it may not be run
     value = grid.rho_cf() ** 2 / grid.price(grid.added_cf + grid.baseline_f) * 1e-6 ** np.minimum(rank, 20)
     return choose(grid, grid.with_baseline(value, 0.0))
