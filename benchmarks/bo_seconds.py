@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from _rounds import save
+from threadpoolctl import threadpool_limits
 
 from src.apps.mixbo.design import initial_design
 from src.apps.mixbo.objectives.simulator import Simulator
@@ -60,24 +61,30 @@ def measure(outputs: int, runs: int, seeds: int) -> dict[str, list[float]]:
     return taken
 
 
-def main() -> None:
-    """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one study of 24 runs: shows that it runs")
-    parser.add_argument("--json", type=Path, help="write the results there")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    runs, seeds = (24, 1) if args.quick else (RUNS, 7)
+def results(runs: int, seeds: int) -> dict[str, Any]:
+    """Printed as they come."""
     measure(1, 24, 1)  # compiles
-    results: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for outputs in (1, 7):
         for what, taken in measure(outputs, runs, seeds).items():
             middle = statistics.median(taken)
             verdict = "met" if middle <= TARGET else "MISSED"
             print(f"{outputs} output(s), {5 * runs} observations, {what}: {middle:.2f} s ({min(taken):.2f}-{max(taken):.2f}), "
                   f"wanted {TARGET}: {verdict}", flush=True)  # fmt: skip
-            results[f"{outputs} outputs {what}"] = {"seconds": taken, "median": middle, "met": middle <= TARGET}
-    save(args.json, results)
+            found[f"{outputs} outputs {what}"] = {"seconds": taken, "median": middle, "met": middle <= TARGET}
+    return found
+
+
+def main() -> None:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one study of 24 runs: shows that it runs")
+    parser.add_argument("--json", type=Path, help="write the results there")
+    args = parser.parse_args()
+    runs, seeds = (24, 1) if args.quick else (RUNS, 7)
+    torch.set_num_threads(1)
+    with threadpool_limits(1):  # as in a sweep
+        save(args.json, results(runs, seeds))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from src.nanollama.arrays import Array, Ints
+
 from .graph import Graph
 from .kernels import Kernels
 
@@ -33,8 +35,8 @@ class Layout:
     per_sequence: NDArray[np.uint32]
     dims: NDArray[np.uint32]
     bits: NDArray[np.uint32]
-    first_input: NDArray[np.int64]
-    source: NDArray[np.int64]
+    first_input: Ints
+    source: Ints
     stride: NDArray[np.uint32]
     nb_latents: int
     nb_previous: int  # observed nodes whose previous state is kept apart, because an observed node reads it
@@ -45,7 +47,7 @@ class Layout:
         return len(self.dims)
 
 
-def packed_table(probabilities: NDArray[np.float64]) -> NDArray[np.uint32]:
+def packed_table(probabilities: Array) -> NDArray[np.uint32]:
     """Alias entries of each row (last axis) of a probability table, same shape."""
     from .sampler_native import build_alias
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from src.nanollama.arrays import Array
 from src.nanollama.config import ConfigError, RunFolder, main
 from src.nanollama.config.folder import write_json
 from src.nanollama.report.format import plus_minus
@@ -193,14 +194,14 @@ def combine(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return mean
 
 
-def _divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+def _divergence(p: Array, q: Array) -> Array:
     """KL(p || q) in nats over the last axis."""
     possible = p > 0
     ratio = np.divide(p, q, out=np.ones_like(p), where=possible)
     return np.sum(np.where(possible, p * np.log(ratio), 0.0), axis=-1)
 
 
-def _over_sequences(losses: NDArray[np.float64]) -> Estimate:
+def _over_sequences(losses: Array) -> Estimate:
     return Estimate(float(losses.mean()), float(losses.std(ddof=1) / math.sqrt(len(losses))))
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from src.nanollama.arrays import Array
 from src.nanollama.config.errors import ConfigError
 
 from . import alias
@@ -26,8 +27,6 @@ from .graph import Graph
 from .kernels import Kernels
 from .philox import derive_key
 from .sampler import Sampler
-
-Array = NDArray[np.float64]
 
 DEFENCE = 1e-3  # share of the uniform law in the predictor, against a token that no particle foresaw; costs as many nats at most
 ORACLE_DRAWS = 64

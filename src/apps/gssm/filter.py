@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from src.nanollama.arrays import Array, Ints
 from src.nanollama.config.errors import ConfigError
 
 from .graph import MAX_TABLE, Graph
 from .kernels import Kernels
 from .sampler import Sampler
-
-Array = NDArray[np.float64]
 
 MAX_STATES = 2**20  # joint latent states
 LANES = (8, 64)  # least and most sequences advanced in lock-step
@@ -160,7 +159,7 @@ def bayes_loss(sampler: Sampler, filter: Filter, seq_len: int, sequences: int = 
     )
 
 
-def _check_tokens(tokens: NDArray[Any], vocab_size: int) -> NDArray[np.int64]:
+def _check_tokens(tokens: NDArray[Any], vocab_size: int) -> Ints:
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(f"tokens must be integers of shape (B, T); got {tokens.dtype} of shape {tokens.shape}")
@@ -213,7 +212,7 @@ def _without_tiny(table: Array) -> Array:
     return np.where(table < TINY, 0.0, table)
 
 
-def _project(dims: list[int], kept: list[int]) -> NDArray[np.int64]:
+def _project(dims: list[int], kept: list[int]) -> Ints:
     """For each mixed-radix number over ``dims``, the number formed by the digits ``kept``."""
     digits = np.indices(dims).reshape(len(dims), -1) if dims else np.zeros((0, 1), np.int64)
     number = np.zeros(digits.shape[1], np.int64)

@@ -16,12 +16,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+
+from src.nanollama.arrays import Array
 
 from .graph import Graph, Node
 from .philox import derive_key
-
-Array = NDArray[np.float64]
 
 PRODUCT_CLIP = 1e-10  # floor of each expert's probabilities in a product kernel
 CLIP_SHARE = 0.5  # share of rows ruled by the clip above which a product kernel warns

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from src.nanollama.arrays import Array, Ints
 from src.nanollama.config.errors import ConfigError
 
 
-def held_out_losses(fit: NDArray[Any], test: NDArray[Any], vocab_size: int, orders: tuple[int, ...]) -> dict[int, NDArray[np.float64]]:
+def held_out_losses(fit: NDArray[Any], test: NDArray[Any], vocab_size: int, orders: tuple[int, ...]) -> dict[int, Array]:
     """Loss in nats of every token of ``test`` (B, T) under n-gram models of each order, fitted on ``fit`` (B', T').
 
     Interpolated Witten-Bell smoothing: p_n(x | h) = (c(h x) + d(h) p_{n-1}(x | h')) / (c(h) + d(h)) with c counts, d the number of
@@ -31,7 +32,7 @@ def held_out_losses(fit: NDArray[Any], test: NDArray[Any], vocab_size: int, orde
     return losses
 
 
-def _interpolate(fit: NDArray[Any], test: NDArray[Any], vocab_size: int, order: int, lower: NDArray[np.float64]) -> NDArray[np.float64]:
+def _interpolate(fit: NDArray[Any], test: NDArray[Any], vocab_size: int, order: int, lower: Array) -> Array:
     """p_order of the tokens of ``test`` that have a full history, given the ``lower`` order's probabilities of the same tokens."""
     grams, gram_counts = np.unique(_codes(fit, vocab_size, order), return_counts=True)
     histories, first, successors = np.unique(grams // vocab_size, return_index=True, return_counts=True)
@@ -43,7 +44,7 @@ def _interpolate(fit: NDArray[Any], test: NDArray[Any], vocab_size: int, order: 
     return np.where(seen, (count + different * lower) / np.where(seen, total + different, 1), lower)
 
 
-def _codes(tokens: NDArray[Any], vocab_size: int, order: int) -> NDArray[np.int64]:
+def _codes(tokens: NDArray[Any], vocab_size: int, order: int) -> Ints:
     """Each run of ``order`` tokens as one number, shape (B, T - order + 1)."""
     width = max(tokens.shape[1] - order + 1, 0)
     codes = np.zeros((len(tokens), width), np.int64)
@@ -52,7 +53,7 @@ def _codes(tokens: NDArray[Any], vocab_size: int, order: int) -> NDArray[np.int6
     return codes
 
 
-def _lookup(keys: NDArray[np.int64], values: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+def _lookup(keys: Ints, values: Ints, wanted: Ints) -> Ints:
     """``values`` at ``wanted`` among the sorted ``keys``, 0 where absent."""
     if not len(keys):
         return np.zeros(wanted.shape, np.int64)

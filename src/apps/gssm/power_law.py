@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from src.nanollama.arrays import Array
 
 EXPONENTS = np.geomspace(0.02, 5.0, 300)
 PLATEAUS = np.linspace(0.0, 0.999, 250)  # in units of the smallest excess

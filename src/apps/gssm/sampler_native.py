@@ -11,6 +11,8 @@ import numpy as np
 from numba import njit, uint32, uint64
 from numpy.typing import NDArray
 
+from src.nanollama.arrays import Array
+
 from .philox import MULTIPLIERS, ROUNDS, WEYL
 
 M0, M1 = np.uint64(MULTIPLIERS[0]), np.uint64(MULTIPLIERS[1])
@@ -110,7 +112,7 @@ def sample(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def build_alias(rows: NDArray[np.float64], bits: int, packed: NDArray[np.uint32]) -> None:
+def build_alias(rows: Array, bits: int, packed: NDArray[np.uint32]) -> None:
     """Vose's construction, row by row. ``rows``: (R, K) probabilities; ``packed``: (R, K) entries, see ``alias``."""
     count, dim = rows.shape
     full = uint64(1) << uint64(32 - bits)

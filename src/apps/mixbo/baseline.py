@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from src.nanollama.arrays import Array
+
+from .constants import UNTESTED
 from .problem import Problem
 from .records import Record, same
 from .surrogate import Surrogate
-
-Array = NDArray[np.float64]
-UNTESTED = 4  # times as cautious while nothing was tested at the target: all that is said of it is extrapolated
 
 
 def tested(records: Sequence[Record]) -> Array:

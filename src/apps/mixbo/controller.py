@@ -21,10 +21,10 @@ MAX_FAILURES = 5  # in a row, with nothing that ever worked: the set-up is wrong
 
 @dataclass(frozen=True)
 class Limits:
-    """A budget in FLOPs and trials; ``why`` says which one is spent."""
+    """A budget; ``why_not`` says which part of it is spent."""
 
-    flops: float
-    trials: float
+    flops: float  # of all trials, without launch overhead
+    trials: float  # how many, failed ones included
 
     @classmethod
     def of(cls, budget: BudgetConfig, first: float, full_run: float = float("inf")) -> Limits:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+
+from src.nanollama.arrays import Array, Ints, Mask
 
 from .problem import Problem
 from .records import Record, finished, spent
 
-Array = NDArray[np.float64]
 
-
-def flops(problem: Problem, size: NDArray[np.int64] | int, steps: Array | float, reached: Array | float = 0) -> Array:
+def flops(problem: Problem, size: Ints | int, steps: Array | float, reached: Array | float = 0) -> Array:
     """FLOPs added by training ``size`` (index) from step ``reached`` to ``steps``."""
     return np.asarray(problem.flops_per_step)[np.asarray(size)] * (np.asarray(steps, dtype=float) - np.asarray(reached, dtype=float))
 
@@ -28,7 +27,7 @@ def charged(problem: Problem, added: Array | float) -> Array:
     return np.asarray(added, dtype=float) / problem.full_run + problem.cost.overhead
 
 
-def unlocked(problem: Problem, records: Sequence[Record]) -> NDArray[np.bool_]:
+def unlocked(problem: Problem, records: Sequence[Record]) -> Mask:
     """(sizes,): the smallest size always; any other after ``cost.unlock`` results one size below."""
     results = np.zeros(len(problem.fidelities.sizes), dtype=int)
     for record in finished(records):

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from src.nanollama.arrays import Array
+
+from .constants import MASS_MOVED, MOVES
 from .space import MixtureSpace
-
-Array = NDArray[np.float64]
-
-STEPS = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005)  # mass moved: from coarse to the finest share that matters
 
 
 def descend(
     space: MixtureSpace,
     score: Callable[[Array], Array],
     start: Array,
-    rounds: int = 12,
-    steps: Sequence[float] = STEPS,
+    rounds: int = MOVES,
+    steps: Sequence[float] = MASS_MOVED,
     least: float = 1e-9,
 ) -> Array:
     """Pattern search: move mass between pairs of domains while the score falls by more than ``least``, then with a smaller step.

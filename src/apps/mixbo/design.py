@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+
+from src.nanollama.arrays import Array
 
 from .cost import allowance, flops, unlocked
 from .problem import Problem
 from .records import Record, Suggestion, same
-
-Array = NDArray[np.float64]
 
 
 def initial_design(problem: Problem, seed: int) -> list[tuple[Array, int]]:
@@ -34,8 +33,18 @@ def anchors_at_target(problem: Problem) -> list[tuple[Array, int]]:
     return _distinct(problem, [(w, problem.fidelities.target[0]) for w in _anchors(problem)])
 
 
+def draw(problem: Problem, records: Sequence[Record], rng: np.random.Generator, size: int, steps: int) -> Array | None:
+    """A mixture (K,) drawn uniformly; of a table one that no trial ran for so many steps, ``None`` if there is none left."""
+    if problem.space.choices is None:
+        return problem.space.sample(1, rng)[0]
+    name = problem.fidelities.sizes[size]
+    ran = [record.weights for record in records if (record.model_size, record.steps) == (name, steps)]
+    left = [w for w in problem.space.choices if problem.available(w, name, steps) and not any(same(w, other) for other in ran)]
+    return np.array(left[rng.integers(len(left))]) if left else None
+
+
 def full_run(problem: Problem, weights: Array, size: int) -> Suggestion:
-    """A trial of the design: all steps, from scratch."""
+    """A trial of all steps, from scratch."""
     steps = problem.fidelities.steps[-1]
     return Suggestion(tuple(weights.tolist()), problem.fidelities.sizes[size], steps, flops=float(flops(problem, size, steps)))
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from gpytorch.kernels import Kernel
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-from . import priors
+from src.nanollama.arrays import Array
+
+from . import constants
 from .kernels import Inputs, SurrogateKernel, embed, matern52, squared_distance
 from .options import Embedding, SurrogateConfig
 
-Array = NDArray[np.float64]
 # Loss in nats where the covariance has no factor: the line search turns back. From a number near overflow it could not, and the fit ended
 # where it began, without a word.
 SINGULAR = 1e8
@@ -43,7 +43,8 @@ def fit(x: Array, y: Array, dim: int, options: SurrogateConfig, start: Fitted | 
     floor = (options.noise_floor / scale).square()
     kernel = SurrogateKernel(dim, y.shape[1], options)
     if start is not None:
-        kernel.load_state_dict(start.kernel.state_dict())
+        assert isinstance(start.kernel, SurrogateKernel)
+        kernel.continue_from(start.kernel)
     if len(x):
         _maximise(kernel, Inputs.of(inputs), ((values - shift) / scale).T, floor)
     with torch.no_grad():
@@ -63,7 +64,7 @@ def scaling(x: Tensor, y: Tensor, dim: int, embedding: Embedding = "sqrt") -> tu
     _, group = torch.unique(x[:, dim : dim + 2], dim=0, return_inverse=True)
     same = (group[:, None] == group).to(y.dtype)
     average = same / same.sum(dim=1, keepdim=True)
-    points = embed(x[:, :dim], embedding) / math.exp(priors.MIXTURE_LENGTH.mean)
+    points = embed(x[:, :dim], embedding) / math.exp(constants.MIXTURE_LENGTH.mean)
     expected = len(x) - (average * matern52(squared_distance(points, points))).sum()
     seen = (y - average @ y).square().sum(dim=0)
     scale = (seen / expected).sqrt() if expected > 1e-6 else y.std(dim=0, correction=0)
@@ -107,7 +108,7 @@ def _maximise(kernel: SurrogateKernel, x: Inputs, y: Tensor, floor: Tensor) -> N
         return float(value), kernel.theta.grad.flatten().numpy().copy()
 
     bound = [(m - 6 * s, m + 6 * s) for m, s in zip(kernel.theta_prior.loc.tolist(), kernel.theta_prior.scale.tolist(), strict=True)]
-    options = {"maxiter": priors.ITERATIONS, "ftol": priors.TOLERANCE}
+    options = {"maxiter": constants.ITERATIONS, "ftol": constants.TOLERANCE}
     best = minimize(loss, start.flatten().numpy(), jac=True, method="L-BFGS-B", bounds=bound * len(start), options=options)
     with torch.no_grad():
         kernel.theta.copy_(torch.as_tensor(best.x).reshape(start.shape))

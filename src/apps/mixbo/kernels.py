@@ -12,24 +12,24 @@ import numpy as np
 import torch
 from gpytorch.kernels import Kernel
 from gpytorch.priors import NormalPrior
-from numpy.typing import NDArray
 from torch import Tensor
 
-from . import priors
-from .assemble import Where, assemble
-from .options import SurrogateConfig
-from .priors import Prior
+from src.nanollama.arrays import Ints
 
-Ints = NDArray[np.int64]
+from . import constants
+from .constants import Prior
+from .covariance import Where, assemble
+from .options import SurrogateConfig
+
 RUN = -1  # column
 
 
 def embed(w: Tensor, embedding: str) -> Tensor:
     """Mixtures (..., K) as points of a Euclidean space: sqrt(w + 1 %) (near Hellinger), w itself, or centred log-ratios of w + 1 %."""
     if embedding == "sqrt":
-        return (w.clamp_min(0) + priors.SHARE).sqrt()
+        return (w.clamp_min(0) + constants.SHARE).sqrt()
     if embedding == "clr":
-        logs = (w.clamp_min(0) + priors.SHARE).log()
+        logs = (w.clamp_min(0) + constants.SHARE).log()
         return (logs - logs.mean(dim=-1, keepdim=True)) / 4.6
     return w
 
@@ -119,27 +119,38 @@ class SurrogateKernel(Kernel):
             self.layout[name] = slice(len(table), len(table) + len(entries))
             table.extend(entries)
 
-        add("length", priors.MIXTURE_LENGTH)
-        add("domain", *[priors.DOMAIN_LENGTH] * (dim if dim <= priors.ARD_UP_TO else 0))
-        along = priors.JOINT_LENGTH if options.kernel in ("joint", "flops") else priors.FIDELITY_LENGTH
+        add("length", constants.MIXTURE_LENGTH)
+        add("domain", *[constants.DOMAIN_LENGTH] * (dim if dim <= constants.ARD_UP_TO else 0))
+        along = constants.JOINT_LENGTH if options.kernel in ("joint", "flops") else constants.FIDELITY_LENGTH
         add("fidelity_length", along, along)
-        add("amplitude", priors.AMPLITUDE)
-        add("level", priors.LEVEL)
-        add("run", priors.RUN)
-        add("noise", priors.NOISE)
+        add("amplitude", constants.AMPLITUDE)
+        add("level", constants.LEVEL)
+        add("run", constants.RUN)
+        add("noise", constants.NOISE)
         if options.mean == "law":
-            add("exponent", priors.LAW_EXPONENT, priors.LAW_EXPONENT)
+            add("exponent", constants.LAW_EXPONENT, constants.LAW_EXPONENT)
         if options.kernel == "lmc":
-            add("length_2", priors.SECOND_LENGTH)
-            add("common", priors.COMMON)
-            add("growth", priors.GROWTH, priors.GROWTH)
-            add("drift", priors.DRIFT, priors.DRIFT)
-            add("loading_2", priors.LOADING_2, priors.LOADING_2)
+            add("length_2", constants.SECOND_LENGTH)
+            add("common", constants.COMMON)
+            add("growth", constants.GROWTH, constants.GROWTH)
+            add("drift", constants.DRIFT, constants.DRIFT)
+            add("loading_2", constants.LOADING_2, constants.LOADING_2)
         start = torch.tensor([prior.mean if prior.start is None else prior.start for prior in table], dtype=torch.float64)
         self.register_parameter("theta", torch.nn.Parameter(start.repeat(outputs, 1)))
+        self._least = torch.tensor([0.0 if prior.start is None else abs(prior.start) for prior in table], dtype=torch.float64)
         loc = torch.tensor([prior.mean for prior in table], dtype=torch.float64)
         scale = torch.tensor([prior.sd for prior in table], dtype=torch.float64)
         self.register_prior("theta_prior", NormalPrior(loc, scale), "theta")
+
+    def continue_from(self, other: SurrogateKernel) -> None:
+        """Start at the hyper-parameters of ``other``, loadings no nearer to 0 than they would start anew.
+
+        A loading and its negative are the same covariance, so at 0 the posterior has a saddle: a loading that few data had shrunk to 0
+        would stay there however many follow.
+        """
+        with torch.no_grad():
+            theta = other.theta
+            self.theta.copy_(torch.where(theta.abs() < self._least, self._least.copysign(theta), theta))
 
     def noise_sd(self) -> Tensor:
         """(outputs,) sd of one evaluation above the floor, in scaled units: not part of the covariance, but fitted with it."""
@@ -173,7 +184,7 @@ class SurrogateKernel(Kernel):
     def _mixture_length(self) -> Tensor:
         """(outputs, 1, K), or (outputs, 1, 1) for many domains: a common length times one factor per domain."""
         common = self._part("length")
-        return (common + self._part("domain") if self.dim <= priors.ARD_UP_TO else common).exp()
+        return (common + self._part("domain") if self.dim <= constants.ARD_UP_TO else common).exp()
 
     def _mixture_factors(self, w1: Tensor, w2: Tensor) -> Tensor:
         """(terms, outputs, U, U'): a correlation over mixtures per shared function; squared distances for the joint kernels."""
@@ -204,7 +215,7 @@ class SurrogateKernel(Kernel):
         return torch.exp(g1.unsqueeze(-1) + g2.unsqueeze(-2))
 
     def _run_offset(self, f1: Tensor, f2: Tensor) -> Tensor:
-        along = (f1[:, 1].unsqueeze(-1) - f2[:, 1].unsqueeze(-2)) / priors.RUN_LENGTH
+        along = (f1[:, 1].unsqueeze(-1) - f2[:, 1].unsqueeze(-2)) / constants.RUN_LENGTH
         return self.run_variance()[:, None, None] * torch.exp(-0.5 * along.square())
 
     def _loading(self, name: str, at_target: Tensor | float, f1: Tensor, f2: Tensor) -> Tensor:
@@ -214,7 +225,7 @@ class SurrogateKernel(Kernel):
         return l1.unsqueeze(-1) * l2.unsqueeze(-2)
 
     def _trend(self, f1: Tensor, f2: Tensor) -> Tensor:
-        return priors.TREND_SD**2 * self._features(f1) @ self._features(f2).transpose(-1, -2)
+        return constants.TREND_SD**2 * self._features(f1) @ self._features(f2).transpose(-1, -2)
 
     def _features(self, f: Tensor) -> Tensor:
         """Trend features, zero at the target but for the constant."""

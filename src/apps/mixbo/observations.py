@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+
+from src.nanollama.arrays import Array, Ints
 
 from .problem import Problem
 from .records import Record, Run, runs
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Observations:
     pending: Array
 
 
-def rows(problem: Problem, weights: Array, size: NDArray[np.int64] | int, steps: Array | float, run: Array | float = -1.0) -> Array:
+def rows(problem: Problem, weights: Array, size: Ints | int, steps: Array | float, run: Array | float = -1.0) -> Array:
     """Inputs of the surrogate for (n, K) mixtures; ``size`` is an index; run -1 stands for the mean over training seeds."""
     weights = np.atleast_2d(weights)
     s, t = _coordinates(problem, size, steps)
@@ -79,7 +78,7 @@ class _Rows:
         return rows(problem, np.array(self.weights), np.array(self.sizes), np.array(self.steps, dtype=float), np.array(self.runs))
 
 
-def _coordinates(problem: Problem, size: NDArray[np.int64] | int, steps: Array | float) -> tuple[Array, Array]:
+def _coordinates(problem: Problem, size: Ints | int, steps: Array | float) -> tuple[Array, Array]:
     if problem.surrogate.kernel != "flops":
         return problem.fidelities.coordinates(size, steps)
     logs = np.log(np.asarray(problem.flops_per_step)[np.asarray(size)] * np.asarray(steps, dtype=float))

@@ -1,6 +1,6 @@
 """Typed options of the mixture optimiser. No torch here: the launcher reads them to check a config.
 
-Every number that steers the search has its default here or in ``priors.py``, with the reason beside it. Where the reason says
+Every number that steers the search has its default here or in ``constants.py``, with the reason beside it. Where the reason says
 *synthetic*, the value was chosen on the parametric simulator of ``objectives/simulator.py``. No value was varied on the emulator
 benchmark alone, but ``confirm``, ``caution``, how a due full run is chosen, the best anchor as the first of them, the correlation over
 size and step, and the smoothness at small shares came after looking at results on that benchmark; ``benchmarks/RESULTS.md`` says what

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from src.nanollama.arrays import Array, Ints
 from src.nanollama.config import ConfigError
 
 from .options import CostConfig, StrategyConfig, SurrogateConfig
@@ -18,8 +18,6 @@ from .space import MixtureSpace
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Fidelities:
             raise ConfigError(f"model_size {model_size!r} is not one of {list(self.sizes)}")
         return self.sizes.index(model_size)
 
-    def coordinates(self, size: NDArray[np.int64] | int, step: Array | float) -> tuple[Array, Array]:
+    def coordinates(self, size: Ints | int, step: Array | float) -> tuple[Array, Array]:
         """Log size and log step, each scaled so that the smallest of the grid is 0 and the target is 1.
 
         Ratios of logs do not depend on the units of either. A "step" may mean more tokens in one size than in another; that is

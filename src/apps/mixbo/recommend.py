@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+
+from src.nanollama.arrays import Array
 
 from .baseline import at_target, baseline, caution, difference
+from .candidates import promising
 from .descent import descend
-from .pool import promising
 from .problem import Problem
 from .records import Record, same
 from .surrogate import Surrogate, condition
 
-Array = NDArray[np.float64]
 Z95 = 1.959964  # two-sided 95 %
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+
+from src.nanollama.arrays import Array
 
 from .protocol import Status, T, Trial
 
@@ -21,7 +22,7 @@ class Suggestion:
     continues: int | None = None  # trial whose run is extended, paying only for the added steps
     acquisition: float | None = None
     predicted_mean: float | None = None  # objective (minimised) at the suggested mixture, size and step
-    predicted_sd: float | None = None
+    predicted_sd: float | None = None  # of one run's value there, same units
     rho: float | None = None  # posterior correlation of the fidelity with the target
     flops: float = 0.0  # incremental, without launch overhead
 
@@ -91,6 +92,6 @@ def finished(records: Iterable[T]) -> list[T]:
     return sorted((record for record in records if record.status == "ok"), key=lambda record: record.number)
 
 
-def same(a: Sequence[float] | NDArray[np.float64], b: Sequence[float] | NDArray[np.float64], tolerance: float = 1e-6) -> bool:
+def same(a: Sequence[float] | Array, b: Sequence[float] | Array, tolerance: float = 1e-6) -> bool:
     """Whether two mixtures are the same up to storage precision."""
     return bool(np.max(np.abs(np.asarray(a) - np.asarray(b))) <= tolerance)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from src.nanollama.arrays import Array
 from src.nanollama.config import ConfigError
 
 from .options import SpaceConfig
 
-Array = NDArray[np.float64]
 TOLERANCE = 1e-6
 
 

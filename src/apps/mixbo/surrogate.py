@@ -12,16 +12,15 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from src.nanollama.arrays import Array, Ints
+
 from .fitting import Fitted, fit
-from .kernels import Inputs, Ints, SurrogateKernel
+from .kernels import Inputs, SurrogateKernel
 from .observations import observations, rows
 from .problem import Problem
 from .records import Record, finished
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,10 @@ def _parts(cfg: SweepConfig, run: RunFolder, launch: Launch | None) -> Parts[Any
         return growth(cfg, run)
     import torch
 
-    from .mixtures import mixtures
+    from .mixture_search import mixture_search
 
     torch.set_num_threads(1)
-    return mixtures(cfg, run, launch)
+    return mixture_search(cfg, run, launch)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+
+from src.nanollama.arrays import Array
 
 from .descent import descend
 from .objectives import Objective
 from .objectives.simulator import Simulator
 from .problem import Problem
-
-Array = NDArray[np.float64]
 
 SAMPLE = 20_000  # mixtures from which the search for an optimum starts
 STARTS = 8

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from src.apps.mixbo.descent import STEPS, descend
+from src.apps.mixbo.constants import MASS_MOVED
+from src.apps.mixbo.descent import descend
 from src.apps.mixbo.options import SpaceConfig
 from src.apps.mixbo.space import MixtureSpace
 
@@ -23,7 +24,7 @@ def test_finds_the_minimum_of_a_bowl_on_a_capped_simplex_to_its_finest_step(seed
     sums = {"type": "eq", "fun": lambda w: w.sum() - 1}
     exact = minimize(lambda w: score(w)[0], space.centroid(), method="SLSQP", bounds=bounds, constraints=sums, options={"ftol": 1e-12})
     assert found.sum() == pytest.approx(1) and all(low - 1e-12 <= w <= high + 1e-12 for w, (low, high) in zip(found, bounds, strict=True))
-    np.testing.assert_allclose(found, exact.x, atol=2 * STEPS[-1])
+    np.testing.assert_allclose(found, exact.x, atol=2 * MASS_MOVED[-1])
 
 
 def test_never_ends_above_its_start_and_leaves_a_flat_score_alone():

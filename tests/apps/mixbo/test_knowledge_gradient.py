@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from studies import SPACE, finish, problem, rescaled, simulator, spread_out, study
 
-from src.apps.mixbo import priors
+from src.apps.mixbo import constants
 from src.apps.mixbo.design import anchors_at_target, full_run, initial_design
 from src.apps.mixbo.objectives.simulator import Simulator
 from src.apps.mixbo.options import SimulatorConfig
@@ -135,7 +135,7 @@ def test_kg_values_a_continued_run_with_its_offset_where_the_baseline_is_missing
 
 
 def test_defect_3_a_fidelity_independent_of_the_target_is_worth_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(priors, "TREND_SD", 0.0)  # the trend ties the levels of all fidelities together
+    monkeypatch.setattr(constants, "TREND_SD", 0.0)  # the trend ties the levels of all fidelities together
     objective = simulator()
     posed = problem(objective, surrogate={"kernel": "product"})
     grid = build(posed, spread_out(objective, {"20M": 8, "1B": 3}), np.random.default_rng(0))

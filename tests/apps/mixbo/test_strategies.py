@@ -313,3 +313,19 @@ def test_random_buys_every_row_of_a_table_once_and_ends() -> None:
     while not isinstance(asked := suggest(posed, records, 0, len(records)), Done):
         records.append(finish(objective, asked, records))
     assert sorted(record.weights for record in records) == sorted(mixtures[1:])
+
+
+def test_hyperband_starts_no_row_of_a_table_twice_promotes_the_best_that_can_go_on_and_ends() -> None:
+    objective = simulator(noise=0.0)
+    mixtures = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.5, 0.5, 0.0), (0.5, 0.0, 0.5))
+    space = MixtureSpace.from_config(SpaceConfig(("a", "b", "c")), mixtures)
+    best = min(mixtures, key=lambda w: objective.values(np.array([w]), "1B", 2000)[0, 0])
+    rows = frozenset((w, "1B", steps) for w in mixtures for steps in FIDELITIES.steps if steps == 2000 or w != best)
+    posed = replace(problem(objective, strategy={"name": "hyperband", "eta": 2}), space=space, table=rows)
+    records: list[Record] = []
+    while not isinstance(asked := suggest(posed, records, 0, len(records)), Done):
+        records.append(finish(objective, asked, records))
+    bought = [(record.weights, record.model_size, record.steps) for record in records]
+    assert len(set(bought)) == len(bought) and set(bought) <= rows
+    assert {w for w, _, steps in bought if steps == 2000} == set(mixtures)
+    assert any(record.steps == 8000 and record.parent is not None for record in records)

@@ -15,10 +15,10 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from studies import FIDELITIES, problem, simulator, spread_out
 
 from src.apps.mixbo import fitting
+from src.apps.mixbo.constants import FIDELITY_LENGTH
 from src.apps.mixbo.fitting import fit, log_posterior, scaling
 from src.apps.mixbo.kernels import Inputs, SurrogateKernel, embed
 from src.apps.mixbo.observations import observations, rows
-from src.apps.mixbo.priors import FIDELITY_LENGTH
 from src.apps.mixbo.records import Record, runs
 from src.apps.mixbo.surrogate import Surrogate, arrays, condition
 
@@ -80,6 +80,24 @@ def test_a_fit_turns_back_from_a_covariance_without_a_factor(monkeypatch: pytest
     start = SurrogateKernel(3, 1, posed.surrogate)
     reached = [float(log_posterior(kernel, inputs, target, floor)) for kernel in (start, again, best)]  # type: ignore[arg-type]
     assert reached[1] > reached[0] + 0.9 * (reached[2] - reached[0])
+
+
+def test_a_loading_that_few_data_shrank_to_0_is_found_again_with_more() -> None:
+    """At 0 the slope is 0, a loading's sign being free: a fit that starts there ends nats below one that does not."""
+    objective = simulator(r_size=0.9, noise=0.001)
+    posed = problem(objective)
+    x, y, _ = arrays(posed, spread_out(objective, {"20M": 20, "150M": 10, "1B": 10}), (3, 2.0))
+    fits = {name: fit(x, y, 3, posed.surrogate) for name in ("anew", "saddle")}
+    kernel = fits["saddle"].kernel
+    assert isinstance(kernel, SurrogateKernel)
+    for loading in ("common", "drift", "loading_2"):
+        kernel.theta.data[:, kernel.layout[loading]] = 0.0
+    fits["again"] = fit(x, y, 3, posed.surrogate, fits["saddle"])
+    shift, scale = scaling(torch.as_tensor(x), torch.as_tensor(y), 3)
+    target, floor = ((torch.as_tensor(y) - shift) / scale).T, (posed.surrogate.noise_floor / scale).square()
+    inputs = Inputs.of(torch.as_tensor(x))
+    at = {name: float(log_posterior(found.kernel, inputs, target, floor)) for name, found in fits.items()}  # type: ignore[arg-type]
+    assert at["again"] > at["anew"] - 0.1 > at["saddle"] + 1.0
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

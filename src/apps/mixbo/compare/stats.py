@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from src.nanollama.arrays import Array
+
 Steps = Sequence[tuple[float, float]]  # (cost, value from there on), costs increasing
 
 POINTS = 600  # of one line that are drawn

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from src.nanollama.arrays import Array
+
 Interval = tuple[float, float]
 
 ALPHAS = np.geomspace(0.02, 2.0, 400)  # 1.2 % apart

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+
+from src.nanollama.arrays import Array
 
 from ..problem import Fidelities, Metric
-
-Array = NDArray[np.float64]
 
 
 class Objective(Protocol):

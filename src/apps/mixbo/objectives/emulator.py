@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from src.nanollama.arrays import Array
 from src.nanollama.config import ConfigError
 
 from ..problem import Fidelities, Metric
 from . import noisy_curve
-
-Array = NDArray[np.float64]
 
 NEEDED = ("x_mean", "x_std", "y_mean", "y_std", "model_sizes_millions", "steps", "gflops_per_step", "domains", "metrics")
 ACCURACIES = ("hellaswag", "piqa", "arc_easy")  # larger is better; every other metric is a cross-entropy

@@ -13,16 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from src.nanollama.arrays import Array
 from src.nanollama.config import ConfigError
 
 from ..options import SimulatorConfig
 from ..problem import Fidelities, Metric
 from ..space import MixtureSpace
 from . import noisy_curve
-
-Array = NDArray[np.float64]
 
 SCALING = {"E": 1.7, "A": 400.0, "a": 0.34, "B": 410.0, "b": 0.28}  # Hoffmann et al. 2022, approach 3
 TOKENS_PER_STEP = 2**19

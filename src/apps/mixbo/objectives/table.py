@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from src.nanollama.arrays import Array
 from src.nanollama.config import ConfigError
 
 from ..problem import Fidelities, Metric
 
-Array = NDArray[np.float64]
 Key = tuple[tuple[float, ...], str, int]
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from src.nanollama.arrays import Array
 from src.nanollama.report import Block, Chip, Column, Figure, Section, Table
 from src.nanollama.report.format import fixed, plus_minus
 from src.nanollama.report.page import COLOURS, series_colour
@@ -18,8 +18,6 @@ from ..records import same
 from ..style import BEST, FULL_RUNS, GOOD, LOG, Trace, mixture, plain
 from .calibration import NARROW
 from .folder import Sweep
-
-Array = NDArray[np.float64]
 
 
 def answer_in_words(sweep: Sweep) -> str:

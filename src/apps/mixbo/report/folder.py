@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from src.nanollama.arrays import Array
 
 from ..config import SweepConfig
 from ..folder import optional, read_answer, read_config, read_history, read_table
@@ -17,8 +18,6 @@ from ..problem import Problem
 from ..records import Record, finished, spent
 from ..surrogate import Surrogate, condition
 from ..truth import Truth
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from numpy.typing import NDArray
 
+from src.nanollama.arrays import Array, Mask
 from src.nanollama.report import Block, Figure, Panels, Section
 
 from ..baseline import difference, tested
 from ..style import BEST, CLOSE_IS_STRONG, GOOD, Trace, mixture, plain
 from ..surrogate import Surrogate
 from .folder import Sweep
-
-Array = NDArray[np.float64]
 
 SLICE = 41  # points along one domain's share
 CELLS = 24  # cells along one side of a map
@@ -43,7 +41,7 @@ def along(best: Array, domain: int, shares: Array) -> Array:
     return np.insert((1 - shares)[:, None] * rest, domain, shares, axis=1)
 
 
-def inside(sweep: Sweep, mixtures: Array) -> NDArray[np.bool_]:
+def inside(sweep: Sweep, mixtures: Array) -> Mask:
     """Which mixtures the caps and floors allow."""
     space = sweep.problem.space
     return np.all((mixtures >= np.array(space.floor) - 1e-9) & (mixtures <= np.array(space.cap) + 1e-9), axis=1)

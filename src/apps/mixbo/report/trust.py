@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from src.nanollama.arrays import Array
 from src.nanollama.report import Figure, Panels, Section
 from src.nanollama.report.format import fixed
 
@@ -18,8 +18,6 @@ from ..records import Record
 from ..style import DIVERGING, cells, some_steps
 from ..surrogate import Surrogate
 from .folder import Sweep
-
-Array = NDArray[np.float64]
 
 MIXTURES = 40  # drawn uniformly from the space; correlations are over these
 DRAWS = 400  # from the posterior

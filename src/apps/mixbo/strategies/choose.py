@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
+
+from src.nanollama.arrays import Array, Mask
 
 from ..cost import allowance, unlocked
 from ..observations import rows
 from ..protocol import Done
 from ..records import Suggestion
 from .grid import Grid
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 
 def choose(grid: Grid, value_cf: Array, start_small: bool = True, log: bool = False) -> Suggestion | Done:

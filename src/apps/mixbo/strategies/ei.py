@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+
+from src.nanollama.arrays import Array
 
 from ..design import anchors_at_target, full_run, next_of_design
 from ..problem import Problem
@@ -14,8 +15,6 @@ from ..records import Record, Suggestion
 from .choose import choose
 from .grid import Grid, build
 from .improvement import log_ei
-
-Array = NDArray[np.float64]
 
 
 def improvement(grid: Grid) -> Array:

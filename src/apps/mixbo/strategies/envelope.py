@@ -6,9 +6,8 @@ import math
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from src.nanollama.arrays import Array
 
 
 @njit(cache=True)

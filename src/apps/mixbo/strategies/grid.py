@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+
+from src.nanollama.arrays import Array, Ints, Mask
 
 from ..baseline import baseline, tested
+from ..candidates import is_known, promising, spread
 from ..cost import charged, flops, owes_target, resumable
-from ..pool import is_known, promising, spread
 from ..problem import Problem
 from ..records import Record, Run, runs
 from ..surrogate import Basis, Surrogate, condition
 
-Array = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Tried = TypeVar("Tried", Record, Run)
 
 
@@ -36,7 +35,7 @@ class Grid:
     targets: Basis  # (M) rows: mixtures at the target among which the best is sought, the baseline first
     added_cf: Array  # FLOPs
     parent_cf: Ints  # trial to continue, or -1
-    allowed_cf: NDArray[np.bool_]  # not run before, not running, not failed, in the table
+    allowed_cf: Mask  # not run before, not running, not failed, in the table
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -44,7 +43,7 @@ class Grid:
         return len(self.mixtures), len(self.sizes)
 
     @property
-    def is_target(self) -> NDArray[np.bool_]:
+    def is_target(self) -> Mask:
         """(F,): the largest size at the last step."""
         size, step = self.problem.fidelities.target
         return (self.sizes == size) & (self.steps == step)
@@ -124,7 +123,7 @@ def _with_tested(problem: Problem, mixtures: Array, seen: Array, surrogate: Surr
 
 def _trials(
     problem: Problem, records: Sequence[Record], mixtures: Array, sizes: Ints, steps: Array
-) -> tuple[Array, Ints, Ints, NDArray[np.bool_]]:
+) -> tuple[Array, Ints, Ints, Mask]:
     """Added FLOPs, trial to continue and the run it belongs to (-1: none), and permission of every candidate, each (C, F)."""
     shape = len(mixtures), len(sizes)
     reached, parent, number, allowed = np.zeros(shape), np.full(shape, -1), np.full(shape, -1), np.ones(shape, dtype=bool)

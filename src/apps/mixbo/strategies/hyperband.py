@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..cost import flops, resumable
+from ..design import draw
 from ..problem import Problem
+from ..protocol import Done
 from ..records import Record, Suggestion, same
 
 
@@ -35,10 +37,11 @@ def brackets(grid: Sequence[int], eta: int) -> list[Bracket]:
     return found
 
 
-def hyperband(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion:
+def hyperband(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion | Done:
     """The next trial of the first bracket that has one to start; brackets overlap only while a rung is waiting for results.
 
-    Where trials stand is read off the records alone. Does not obey the start-small rules: it knows one size.
+    On a table no mixture runs twice for as many steps; a bracket for which none is left goes on with those it has. Where trials stand is
+    read off the records alone. Does not obey the start-small rules: it knows one size.
     """
     size = problem.fidelities.target[0]
     name = problem.fidelities.sizes[size]
@@ -49,13 +52,14 @@ def hyperband(problem: Problem, records: Sequence[Record], rng: np.random.Genera
     for cycle in range(len(records) + 1):
         for kind in kinds:
             members = starts[kind.steps[0]][cycle * kind.counts[0] : (cycle + 1) * kind.counts[0]]
-            if len(members) < kind.counts[0]:
-                return _suggest(problem, problem.space.sample(1, rng)[0], size, kind.steps[0], None)
+            drawn = draw(problem, records, rng, size, kind.steps[0]) if len(members) < kind.counts[0] else None
+            if drawn is not None:
+                return _suggest(problem, drawn, size, kind.steps[0], None)
             promoted = _promotion(problem, kind, members, records)
             if promoted is not None:
                 record, steps = promoted
                 return _suggest(problem, np.array(record.weights), size, steps, record if problem.cost.continuation else None)
-    raise AssertionError("a fresh bracket always has a trial to start")
+    return Done("no mixture of the table is left to start or to go on with")
 
 
 def _promotion(problem: Problem, kind: Bracket, members: list[Record], records: Sequence[Record]) -> tuple[Record, int] | None:
@@ -63,11 +67,11 @@ def _promotion(problem: Problem, kind: Bracket, members: list[Record], records: 
     for count, steps in zip(kind.counts[1:], kind.steps[1:], strict=True):
         if any(member.status == "running" for member in members):
             return None
-        ok = [member for member in members if member.status == "ok" and member.curve]
+        ok = [m for m in members if m.status == "ok" and m.curve and problem.available(m.weights, m.model_size, steps)]
         ok.sort(key=lambda member: (float(problem.metric.objective(member.curve[-1][1])), member.number))
         onward = []
         for member in ok[:count]:
-            child = next((r for r in records if r.steps == steps and r.number > member.number and same(r.weights, member.weights)), None)
+            child = next((r for r in records if r.steps == steps and same(r.weights, member.weights)), None)
             if child is None:
                 return member, steps
             onward.append(child)

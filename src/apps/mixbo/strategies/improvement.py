@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import erfcx
 from scipy.stats import norm
 
-Array = NDArray[np.float64]
+from src.nanollama.arrays import Array
 
 
 def log_ei(mean: Array, sd: Array, best: float) -> Array:

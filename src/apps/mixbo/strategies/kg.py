@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+
+from src.nanollama.arrays import Array, Mask
 
 from ..baseline import caution
 from ..cost import unlocked
@@ -17,9 +18,6 @@ from .choose import choose
 from .ei import improvement
 from .envelope import gain_of_minimum
 from .grid import Grid, build
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 
 def knowledge_gradient(grid: Grid, basis: Basis, paired_f: Mask | None = None) -> Array:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..design import full_run
+from ..design import draw, full_run
 from ..problem import Problem
 from ..protocol import Done
-from ..records import Record, Suggestion, same
+from ..records import Record, Suggestion
 from .choose import choose
 from .grid import build
 
@@ -22,14 +22,8 @@ def random(problem: Problem, records: Sequence[Record], rng: np.random.Generator
     Does not obey the start-small rules.
     """
     size, steps = problem.fidelities.target
-    if problem.space.choices is None:
-        return full_run(problem, problem.space.sample(1, rng)[0], size)
-    name = problem.fidelities.sizes[size]
-    bought = [record.weights for record in records if (record.model_size, record.steps) == (name, steps)]
-    rows = [w for w in problem.space.choices if problem.available(w, name, steps) and not any(same(w, other) for other in bought)]
-    if not rows:
-        return Done("every mixture that the table has at the target was tried")
-    return full_run(problem, np.array(rows[rng.integers(len(rows))]), size)
+    drawn = draw(problem, records, rng, size, steps)
+    return full_run(problem, drawn, size) if drawn is not None else Done("every mixture that the table has at the target was tried")
 
 
 def thompson(problem: Problem, records: Sequence[Record], rng: np.random.Generator) -> Suggestion | Done:

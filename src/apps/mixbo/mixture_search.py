@@ -18,7 +18,7 @@ from .truth import Truth
 from .watch import Watch
 
 
-def mixtures(cfg: SweepConfig, run: RunFolder, launch: Launch | None = None) -> Parts[Suggestion, Record]:
+def mixture_search(cfg: SweepConfig, run: RunFolder, launch: Launch | None = None) -> Parts[Suggestion, Record]:
     """A search for the best mixture. Raises ConfigError before anything is trained."""
     problem, runner = build(cfg, run.path / "trials", lambda: open_pool(cfg.pool, cfg.cluster, run.path, launch))
     limits = Limits.of(cfg.budget, first_flops(problem, cfg.seed), problem.full_run)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit
-from numpy.typing import NDArray
 from torch import Tensor
 
-Array = NDArray[np.float64]
-Where = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # of each row: which mixture, which fidelity, which run or -1
+from src.nanollama.arrays import Array, Ints
+
+Where = tuple[Ints, Ints, Ints]  # of each row: which mixture, which fidelity, which run or -1
 
 
 @njit(cache=True)

@@ -6,20 +6,18 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
+
+from src.nanollama.arrays import Array, Ints, Mask
 
 from .baseline import difference, tested
+from .constants import AROUND, CONCENTRATIONS, POOL_MOVES
 from .descent import descend
 from .problem import Problem
 from .records import Record
 from .surrogate import Surrogate
 
-Array = NDArray[np.float64]
 
-CONCENTRATIONS = (1.0, 0.3, 3.0)  # inside, near faces and corners, and near the centroid
-
-
-def is_known(weights: Array, known: Array) -> NDArray[np.bool_]:
+def is_known(weights: Array, known: Array) -> Mask:
     """(n,): whether each mixture is among ``known`` (m, K)."""
     if not len(known):
         return np.zeros(len(weights), dtype=bool)
@@ -37,7 +35,7 @@ def wide_pool(problem: Problem, rng: np.random.Generator) -> Array:
     return np.vstack([corners, (corners[i] + corners[j]) / 2, problem.space.centroid()[None], *drawn])
 
 
-def spread(scores: Sequence[Array], count: int) -> NDArray[np.int64]:
+def spread(scores: Sequence[Array], count: int) -> Ints:
     """Indices of the lowest of each score in turn, ``count`` in all, none twice."""
     orders = [np.argsort(score, kind="stable") for score in scores]
     chosen: dict[int, None] = {}
@@ -62,8 +60,8 @@ def promising(
     found = []
     for optimism in (0.0, 1.0, 2.0):
         start = pool[np.argmax(gain + optimism * sd)]
-        best = descend(problem.space, partial(_bound, surrogate, reference, optimism), start, rounds=6)
-        found.append(np.vstack([best[None], problem.space.transfers(best, (0.05, 0.02))]))
+        best = descend(problem.space, partial(_bound, surrogate, reference, optimism), start, rounds=POOL_MOVES)
+        found.append(np.vstack([best[None], problem.space.transfers(best, AROUND)]))
     local = np.vstack(found)
     extra_gain, extra_sd = difference(surrogate, local, reference)
     return np.vstack([pool, local]), -np.concatenate([gain, extra_gain]), np.concatenate([sd, extra_sd])

@@ -1,6 +1,6 @@
-"""Priors of the surrogate's hyper-parameters: the one place of its tuned constants.
+"""Tuned constants that are not options: priors of the surrogate's hyper-parameters, its fit, and the search for candidates.
 
-All are Gaussian on an unconstrained scale (logs of positive quantities). Outputs are scaled so that the mixture's effect has unit
+All priors are Gaussian on an unconstrained scale (logs of positive quantities). Outputs are scaled so that the mixture's effect has unit
 variance (``fitting.scaling``); mixtures enter as sqrt(w + 1 %), nearly a quarter sphere of diameter sqrt(2); size and step are logs
 scaled to [0, 1].
 
@@ -18,7 +18,7 @@ from math import log
 
 @dataclass(frozen=True)
 class Prior:
-    """Gaussian on an unconstrained parameter; fits start at the mean unless ``start`` says otherwise."""
+    """Gaussian on an unconstrained parameter. Fits start at the mean; with ``start``, of a parameter whose sign changes nothing, there."""
 
     mean: float
     sd: float
@@ -54,4 +54,13 @@ NOISE = Prior(log(0.02), 1.0)  # sd of one evaluation, above the floor
 TREND_SD = 100.0  # coefficients of the trend, integrated out: nearly flat
 LAW_EXPONENT = Prior(log(1.0), 0.5)  # exponents times the log range of size or step: .34 * log(50) = 1.3, .28 * log(16) = .8
 ITERATIONS = 60  # of L-BFGS; the posterior of the hyper-parameters is flat long before
-TOLERANCE = 1e-6  # relative, of the log posterior (hundreds to thousands of nats): the next .001 nats change no decision
+TOLERANCE = 1e-5  # relative, of the log posterior (hundreds to thousands of nats): the next .01 nats change no decision
+
+# Candidates: Dirichlet concentrations of the pool (inside, near faces and corners, near the centroid), and moves of the local searches.
+CONCENTRATIONS = (1.0, 0.3, 3.0)
+MASS_MOVED = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005)  # between two domains: from coarse to the finest share that matters
+MOVES = 12  # at most with each of them, for the answer
+POOL_MOVES = 6  # ... for the pool: its searches run at every suggestion, and its best need not be exact
+AROUND = (0.05, 0.02)  # mass moved around what such a search finds, so that the acquisition may prefer a neighbour
+
+UNTESTED = 4  # times as cautious while nothing was tested at the target: all that is said of it is extrapolated
