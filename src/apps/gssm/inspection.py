@@ -11,7 +11,7 @@ import torch
 
 from src.nanollama.checkpoint.find import find_checkpoint
 from src.nanollama.checkpoint.opened import open_model
-from src.nanollama.config import compose, quoted
+from src.nanollama.config import ConfigError, compose, quoted
 from src.nanollama.distributed import pick_device
 from src.nanollama.model.transformer import Transformer
 
@@ -52,7 +52,9 @@ class Trained:
 def open_trained(cfg: InspectConfig) -> Trained:
     """Open the checkpoint that ``cfg`` names. Raises ConfigError if there is none, or no exact filter for its graph."""
     path, device = find_checkpoint(Path(cfg.checkpoint or "")), pick_device(cfg.device)
-    model, _ = open_model(path, device)
+    model, config = open_model(path, device)
+    if "gssm" not in config:
+        raise ConfigError(f"{path}: its run was trained on no graph (config.yaml has no gssm); give a run of src.apps.gssm.train")
     trained: GssmConfig = compose(TRAIN, [f"config={quoted((path.parent.parent / 'config.yaml').resolve())}"])
     tables = kernels.draw(graph.build(trained.gssm, trained.alpha_X, trained.alpha_Z), trained.graph_seed)
     return Trained(path, trained, model, tables, Filter(tables), Sampler(tables, cfg.seed), cfg.seq_len or trained.data.seq_len, device)

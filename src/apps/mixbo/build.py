@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from src.nanollama.config import ConfigError
+from src.nanollama.config.explain import nearest
 from src.nanollama.launcher.pool import JobPool
 
 from .config import SweepConfig
 from .jobs import local_pool
 from .objectives import Objective
 from .objectives.training import Trainings
+from .options import SimulatorConfig
 from .problem import Fidelities, Metric, Problem
 from .protocol import Done
 from .records import Record, Suggestion
@@ -51,6 +53,9 @@ def _problem(cfg: SweepConfig, source: Objective | Trainings, objective: Objecti
     choices = getattr(objective, "choices", None)
     space = MixtureSpace.from_config(replace(cfg.space, domains=source.domains), choices)
     available = getattr(objective, "available", None)
+    held = cfg.strategy.model_size
+    if held is not None and held not in source.fidelities.sizes:
+        raise ConfigError(f"strategy.model_size = {held!r}; {nearest(held, source.fidelities.sizes)}")
     return Problem(space, source.fidelities, source.metric, source.flops_per_step, cfg.cost, cfg.surrogate, cfg.strategy, available)
 
 
@@ -64,6 +69,8 @@ def _simulator(cfg: SweepConfig) -> Objective:
         if asked.model_size and tuple(asked.model_size) != emulator.fidelities.sizes:
             raise ConfigError(f"fidelity.model_size: this emulator has {list(emulator.fidelities.sizes)}; leave it out to use them all")
         return emulator
+    if options.metric != SimulatorConfig.metric:
+        raise ConfigError(f"simulator.metric = {options.metric!r} chooses among an emulator's metrics; name the emulator in simulator.path")
     sizes = asked.model_size or tuple(DEFAULT_SIZES)
     unknown = [size for size in sizes if size not in DEFAULT_SIZES]
     if unknown:

@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from src.nanollama.config import ConfigError
 from src.nanollama.config.compose import typed
+from src.nanollama.config.folder import read_yaml
 from src.nanollama.metrics.sinks import read_jsonl
 
 from .config import SWEEP, SweepConfig
@@ -60,10 +59,4 @@ def optional(text: str | None) -> float | None:
 
 def _yaml(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not readable: {error}") from error
-    return values if isinstance(values, dict) else {}
+    return read_yaml(path) if path.is_file() else {}

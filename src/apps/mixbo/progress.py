@@ -62,7 +62,7 @@ class Progress(Live):
         for record in records:
             if record.status != "running" and record.number not in self.printed:
                 self.printed.add(record.number)
-                print(f"trial {record.number:3d}  {self._describe(record)}  {self._spent(records)}", flush=True)
+                print(f"trial {record.number:3d}  {self._describe(record)}  {self._spent(records[: record.number + 1])}", flush=True)
 
     def conclude(self, answer: Mapping[str, Any], reason: str) -> None:
         """The answer, in words."""

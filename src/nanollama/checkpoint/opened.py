@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ..config import ConfigError
+from ..config.folder import read_yaml
 from ..config.schema import ModelConfig
 from ..distributed import Ranks
 from ..model.transformer import Transformer
@@ -26,7 +26,7 @@ def open_model(path: Path, device: torch.device | None = None) -> tuple[Transfor
     file = checkpoint.parent.parent / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{checkpoint}: {file}, which says what was trained, is missing")
-    config = yaml.safe_load(file.read_text())
+    config = read_yaml(file)
     try:
         shape = TypeAdapter(ModelConfig).validate_python(config["model"])
     except (ValidationError, KeyError, TypeError) as error:

@@ -211,10 +211,18 @@ def _then(future: Future, work: Callable[[], None]) -> Future:
 
 
 def load(path: Path, tensors: Tensors, ranks: Ranks) -> dict[str, Any]:
-    """Fill ``tensors`` in place from the checkpoint ``path`` (saved on any number of ranks); returns its numbers."""
+    """Fill ``tensors`` in place from the checkpoint ``path`` (saved on any number of ranks); returns its numbers.
+
+    Raises ConfigError if it is no checkpoint, damaged, or of another model.
+    """
     if not (path / "state.json").is_file():
         raise ConfigError(f"{path} is not a checkpoint (no state.json); give a folder such as RUN/checkpoints/1000")
-    return _fill(path, tensors, ranks)
+    try:
+        return _fill(path, tensors, ranks)
+    except (ConfigError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (Exception, CheckpointException) as error:  # a damaged file can fail in any way
+        raise ConfigError(f"{path} is damaged ({type(error).__name__}: a file is missing or cut short); give another checkpoint") from error
 
 
 def _fill(path: Path, tensors: Tensors, ranks: Ranks) -> dict[str, Any]:

@@ -162,7 +162,8 @@ def find_file(entry: Entry, group: str, name: str) -> Path:
     if group == "config":
         parent = next((p for place in places if (p := (place / os.path.expanduser(name)).parent).is_dir()), None)
         siblings = [str(Path(name).parent / f.name) for f in sorted(parent.glob("*.y*ml"))] if parent else []
-        hint = nearest(name, siblings) if siblings else f"looked in {Path.cwd()} and {ROOT}"
+        looked = " and ".join(dict.fromkeys([str(Path.cwd()), str(ROOT)]))
+        hint = nearest(name, siblings) if siblings else f"looked in {looked}"
         raise ConfigError(f"config={name}: no such file; {hint}")
     raise ConfigError(f"experiment={name}: no such experiment in {entry.experiments or '(this command has none)'}; {nearest(name, known)}")
 

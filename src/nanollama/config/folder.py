@@ -32,11 +32,22 @@ PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "numba", "b
 
 
 def read_result(run_dir: Path | str) -> dict[str, Any] | None:
-    """How a run ended, or None while it has not (or its folder is not there)."""
+    """How a run ended; None while it has not, where its folder is not there, or where a damaged file does not say."""
     try:
         return json.loads((Path(run_dir) / "result.json").read_text())
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a run's ``config.yaml`` holds, as it was written. Raises ConfigError if the file does not hold one."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not readable: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not readable: it holds no mapping of keys to values")
+    return values
 
 
 def slug(name: str) -> str:
@@ -160,7 +171,7 @@ def wait_unlocked(path: Path) -> None:
 
 def check_same(entry: Entry, path: Path, known: Path, asked: Mapping[str, Any]) -> None:
     """Raise ConfigError unless the config ``known`` of the run folder ``path`` is like ``asked`` in all that a resumed run must keep."""
-    before = flatten(yaml.safe_load(known.read_text()) or {})
+    before = flatten(read_yaml(known))
     now = flatten(asked)
     volatile = ("run_dir", "name", "cluster", *entry.volatile)
     differ = [

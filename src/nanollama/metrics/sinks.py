@@ -110,7 +110,8 @@ class TensorBoard:
         """The run as a row of the HParams tab: its config against what came out."""
         from torch.utils.tensorboard.summary import hparams
 
-        numbers = {f"result/{key}": value for key, value in result.items() if isinstance(value, (int, float))}
+        loss_first = sorted(result.items(), key=lambda item: item[0] != "loss")  # the tab's table begins with one metric only
+        numbers = {f"result/{key}": value for key, value in loss_first if isinstance(value, (int, float))}
         assert self._writer.file_writer is not None
         settings = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in flatten(self._config).items()}
         for summary in hparams(settings, numbers):

@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..config import ConfigError, RunFailed, read_result
+from ..config.folder import read_yaml
 from ..config.tool import run_tool, split
 from .sinks import chart_values, read_jsonl, wandb_id
 from .watermark import Watermark
@@ -49,7 +48,7 @@ def _send(
     import wandb
 
     config_file = run_dir / "config.yaml"
-    config = yaml.safe_load(config_file.read_text()) if config_file.is_file() else {}
+    config = read_yaml(config_file) if config_file.is_file() else {}
     try:
         run = wandb.init(project=project, entity=entity, id=run_id, name=run_dir.resolve().name, resume="allow", dir=str(run_dir),
                          config=config, mode=os.environ.get("WANDB_MODE", "online"))  # type: ignore[arg-type]  # fmt: skip

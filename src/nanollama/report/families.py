@@ -23,7 +23,7 @@ COLUMNS = (
     Column("Loss", "nats/token, 95 % interval"),
     Column("Accuracy"),
     Column("To the best other", "nats/token at this size"),
-    Column("Equal loss", "parameters of the best other / its own"),
+    Column("Equal loss", "parameters, best other / own"),
     Column("Pareto", "front", numeric=False),
 )
 UNCOMPARED = ("model", "run_dir", "name", "cluster", "metrics", "checkpoint", "profiler")  # not what a setting is told apart by

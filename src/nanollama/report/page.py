@@ -171,7 +171,8 @@ class Page:
         from plotly.offline import get_plotlyjs
 
         scripts = [get_plotlyjs(), (HERE / "page.js").read_text()]
-        env = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        env = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+                          finalize=_together)  # fmt: skip
         env.filters["plain"] = lambda colour: colour.split("/")[0]
         css = (HERE / "page.css").read_text()
         return env.get_template("page.html").render(page=self, css=css, scripts=scripts, hashes=[_hash(script) for script in scripts])
@@ -186,6 +187,11 @@ class Page:
 def _hash(script: str) -> str:
     """A script's name in the content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _together(value: Any) -> Any:
+    """A per cent sign stays on the line of its number. The page's own scripts and style come as markup, and stay as they are."""
+    return value.replace(" %", "\N{NO-BREAK SPACE}%") if type(value) is str else value
 
 
 def _escape(text: Any) -> str:

@@ -12,13 +12,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoint.find import numbered
 from ..checkpoint.store import Store, load
 from ..config import ConfigError, RunFailed, RunFolder
+from ..config.folder import read_yaml
 from ..config.schema import OptimConfig
 from ..data.prefetch import Prefetch, batches
 from ..data.source import DataSource
@@ -326,4 +326,4 @@ class Loop:
 def parent_optim(checkpoint: Path) -> OptimConfig | None:
     """The optimiser config of the run that wrote ``RUN/checkpoints/<step>``, if its config is still there."""
     file = checkpoint.parent.parent / "config.yaml"
-    return OptimConfig(**yaml.safe_load(file.read_text())["optim"]) if file.is_file() else None
+    return OptimConfig(**read_yaml(file)["optim"]) if file.is_file() else None

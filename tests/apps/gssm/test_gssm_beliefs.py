@@ -1,10 +1,12 @@
 """Probes: they find what is there, nothing where nothing is, and no more than the exact filter allows."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy.stats import ortho_group
 
 from src.apps.gssm.beliefs import Study, beliefs
@@ -136,3 +138,8 @@ def test_what_is_no_checkpoint_is_named(tmp_path, run_dir) -> None:
         find_checkpoint(tmp_path)
     with pytest.raises(ConfigError, match="give checkpoint="):
         compose(BELIEFS, [])
+    shutil.copytree(run_dir, tmp_path / "other")
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    (tmp_path / "other" / "config.yaml").write_text(yaml.safe_dump({"model": config["model"]}))
+    with pytest.raises(ConfigError, match="trained on no graph"):
+        open_trained(compose(BELIEFS, [f"checkpoint={tmp_path / 'other'}"]))

@@ -170,6 +170,12 @@ def test_an_unreadable_emulator_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "pickled.npz", weight_0=np.array([{}], dtype=object))
     with pytest.raises(ConfigError, match="plain arrays"):
         Emulator(tmp_path / "pickled.npz")
+    whole = (tmp_path / "pickled.npz").read_bytes()
+    np.save(tmp_path / "one.npy", np.arange(3))
+    for damaged in (b"", b"a,b", b"PK", whole[: len(whole) // 2], (tmp_path / "one.npy").read_bytes()):
+        (tmp_path / "damaged.npz").write_bytes(damaged)
+        with pytest.raises(ConfigError, match="plain arrays"):
+            Emulator(tmp_path / "damaged.npz")
     np.savez(tmp_path / "short.npz", steps=np.arange(3))
     with pytest.raises(ConfigError, match="lacks"):
         Emulator(tmp_path / "short.npz")
@@ -206,3 +212,9 @@ def test_a_table_is_replayed_and_nothing_else(tmp_path: Path) -> None:
 def test_a_bad_table_is_refused_with_its_line(tmp_path: Path, rows: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         table(write_table(tmp_path / "t.csv", rows))
+
+
+def test_an_empty_file_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").touch()
+    with pytest.raises(ConfigError, match="no column 'a'; the columns are none"):
+        table(tmp_path / "t.csv")

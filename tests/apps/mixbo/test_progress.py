@@ -99,6 +99,16 @@ def test_without_a_terminal_every_ended_trial_is_told_once(drawn: SimpleNamespac
     assert line.startswith("trial   0  a 50% b 30% c 20%  20M@8000  ") and "  ok  " in line
 
 
+def test_a_resumed_sweep_prints_the_lines_of_the_unbroken_one(drawn: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn.progress.live = None
+    records = [trial(drawn, number) for number in range(3)]
+    for known in (1, 2, 3):
+        drawn.progress.show(records[:known], {})
+    unbroken = capsys.readouterr().out
+    Progress(drawn.progress.problem, drawn.progress.limits, drawn.progress.folder).show(records, {})
+    assert capsys.readouterr().out == unbroken
+
+
 @pytest.mark.filterwarnings("ignore")  # wandb's own
 def test_wandb_has_the_answer_after_every_trial_and_the_trials(kg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb

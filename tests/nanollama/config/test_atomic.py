@@ -23,6 +23,13 @@ def test_a_writer_that_fails_leaves_the_old_file_and_no_scratch(tmp_path) -> Non
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_what_cannot_be_written_is_called_by_its_own_name(tmp_path) -> None:
+    path = tmp_path / "nowhere" / "a.txt"
+    with pytest.raises(FileNotFoundError) as caught:
+        write_text(path, "new")
+    assert caught.value.filename == str(path)
+
+
 def test_a_killed_writer_leaves_the_old_file(tmp_path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})

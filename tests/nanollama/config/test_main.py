@@ -92,6 +92,23 @@ def test_a_folder_of_another_config_is_refused_and_left_alone(tmp_path, capsys) 
     assert command(tmp_path, ENDINGS["ok"][0], "train.steps=9")[0] == 0  # a longer run of the same thing is the same thing
 
 
+@pytest.mark.parametrize("text", ["a: [1,", "", "[1]", b"\xff\xfe"])
+def test_a_damaged_config_in_the_folder_is_named(text: str | bytes, tmp_path, capsys) -> None:
+    command(tmp_path, ENDINGS["ok"][0])
+    (tmp_path / "run" / "config.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    capsys.readouterr()
+    assert command(tmp_path, ENDINGS["ok"][0])[0] == 2
+    said = capsys.readouterr().err
+    assert "config.yaml is not readable" in said and said.count("\n") == 1
+
+
+def test_a_damaged_result_counts_as_none(tmp_path) -> None:
+    command(tmp_path, ENDINGS["ok"][0])
+    (tmp_path / "run" / "result.json").write_text('{"sta')
+    assert read_result(tmp_path / "run") is None
+    assert command(tmp_path, ENDINGS["ok"][0])[0] == 0
+
+
 def test_two_writers_are_refused(tmp_path, capsys) -> None:
     cfg = compose(TRAIN, [*ARGS, f"run_dir={tmp_path / 'run'}"])
     first = open_folder(TRAIN, cfg, ARGS)

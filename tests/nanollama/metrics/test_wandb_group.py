@@ -6,19 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from offline_wandb import logged
+from offline_wandb import records
 
 
 def run_record(run_dir: Path):
-    from wandb.proto import wandb_internal_pb2
-
     (file,) = run_dir.glob("wandb/offline-run-*/*.wandb")
-    for payload in logged(file):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(payload)
-        if record.WhichOneof("record_type") == "run":
-            return record.run
-    raise AssertionError("no run in the file")
+    return next(record.run for record in records(file) if record.WhichOneof("record_type") == "run")
 
 
 SCRIPT = """

@@ -189,6 +189,15 @@ def test_command_line(everything: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["--help"]) == 0
 
 
+def test_a_per_cent_sign_stays_with_its_number(tmp_path: Path) -> None:
+    page = Page("T", "from 90 % on").add(Section("S", [Table([Column("Share")], [["25 %"]], "of 7 %")]))
+    page.write(tmp_path / "page.html")
+    parsed = Parsed((tmp_path / "page.html").read_text())
+    assert all(text in parsed.text for text in ("90\u00a0%", "25\u00a0%", "7\u00a0%"))
+    hashed = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in parsed.scripts if "Plotly" in script]
+    assert hashed and all(any(name in str(attrs) for _, attrs in parsed.elements) for name in hashed)  # scripts stay as they are
+
+
 def test_library(tmp_path: Path) -> None:
     figure = Figure(
         [{"x": np.arange(3), "y": [1.0, math.nan, math.inf], "name": "a<b", "line": {"color": "var(--c1)/0.5"}}],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,27 +162,47 @@ def test_a_saved_checkpoint_is_evaluated_without_training(tmp_path) -> None:
         run_toy(tmp_path / "bad", replace(cfg, eval=replace(cfg.eval, checkpoint=str(tmp_path))))
 
 
-@pytest.mark.parametrize("damage", ["missing shard", "missing index", "no state", "state torn", "shard of zeros"])
+def spoil(checkpoint: Path, damage: str) -> None:
+    shard = next(checkpoint.glob("*.distcp"))
+    if damage == "missing shard":
+        shard.unlink()
+    elif damage == "missing index":
+        (checkpoint / ".metadata").unlink()
+    elif damage == "no state":
+        (checkpoint / "state.json").unlink()
+    elif damage == "state torn":
+        (checkpoint / "state.json").write_text('{"step": 1')
+    elif damage == "shard torn":
+        shard.write_bytes(shard.read_bytes()[:100])
+    else:
+        shard.write_bytes(bytes(shard.stat().st_size))
+
+
+DAMAGES = ["missing shard", "missing index", "no state", "state torn", "shard torn", "shard of zeros"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_every_kind_of_damage_falls_back(damage: str, unbroken, tmp_path, caplog) -> None:
     cfg = saving(period=4, keep=3)
     run_toy(tmp_path, cfg)
     newest = tmp_path / "checkpoints" / "12"
-    if damage == "missing shard":
-        next(newest.glob("*.distcp")).unlink()
-    elif damage == "missing index":
-        (newest / ".metadata").unlink()
-    elif damage == "no state":
-        (newest / "state.json").unlink()
-    elif damage == "state torn":
-        (newest / "state.json").write_text('{"step": 1')
-    else:
-        shard = next(newest.glob("*.distcp"))
-        shard.write_bytes(bytes(shard.stat().st_size))
+    spoil(newest, damage)
     assert Path(run_toy(tmp_path, cfg)["checkpoint"]).name == "12"
     assert "checkpoint 12 is not readable" in caplog.text
     assert records(tmp_path) == records(unbroken)
     assert same_weights(tmp_path, unbroken)  # a checkpoint 12 that can be read
     assert (newest.parent / ".12.damaged").is_dir()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_given_by_name_is_wrong_input(damage: str, unbroken, tmp_path) -> None:
+    given = tmp_path / "checkpoints" / "12"
+    shutil.copytree(unbroken / "checkpoints" / "12", given)
+    spoil(given, damage)
+    for cfg in (saving(init_from=str(given)), replace(ToyConfig(), eval=replace(ToyConfig().eval, checkpoint=str(given)))):
+        with pytest.raises(ConfigError, match=r"12 is (damaged|not a checkpoint)"):  # never tried with one that nobody asked for
+            run_toy(tmp_path / "run", cfg)
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_half_written_checkpoint_is_not_seen(tmp_path) -> None:

@@ -93,7 +93,7 @@ def rounds_section(story: Story) -> Section:
     """Every round's candidates."""
     unit, upstream = UNITS[story.policy.options.efficiency_target], story.policy.options.rule == "upstream"
     columns = [
-        Column("Round"), Column("Candidate", numeric=False), Column("Seeds"), Column("Loss"),
+        Column("Round"), Column("Candidate", numeric=False), Column("Seeds"), Column("Loss", "nats"),
         Column("Δ score") if upstream else Column("Gain", "nats, ± se"), Column("Cost", unit),
         Column("Efficiency") if upstream else Column("LCB / cost"), Column("Verdict", numeric=False),
     ]  # fmt: skip
@@ -103,7 +103,7 @@ def rounds_section(story: Story) -> Section:
             numbers = [fixed(arm.loss), plus_minus(arm.gain, arm.error), significant(arm.cost), significant(arm.ratio, 3)]
             bold = "accepted" if chapter.chosen == arm.move else arm.verdict
             rows.append([str(chapter.number), arm.move.label, str(arm.seeds), *numbers, bold])
-        rows.append([str(chapter.number), f"→ {chapter.action}", *[""] * 6])
+        rows.append([str(chapter.number), *[""] * 6, f"→ {chapter.action}"])  # in the column that wraps
     return Section("Rounds", [Table(columns, rows)])
 
 

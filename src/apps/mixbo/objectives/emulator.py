@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -86,9 +87,9 @@ def _load(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise ConfigError(f"simulator.path: there is no file {path}")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = dict(file)
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError, EOFError, BadZipFile) as error:  # a damaged file can fail in any of these ways
         raise ConfigError(f"simulator.path: {path} is not an .npz file of plain arrays ({error})") from None
     missing = [key for key in (*NEEDED, "weight_0", "bias_0") if key not in arrays]
     if missing:

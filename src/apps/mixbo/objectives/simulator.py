@@ -112,7 +112,12 @@ class Simulator:
 
     def _optimum(self, space: MixtureSpace, rng: np.random.Generator) -> Array:
         drawn = space.sample(1, rng)[0]
-        return drawn if self.options.optimum is None else space.validate(self.options.optimum)
+        if self.options.optimum is None:
+            return drawn
+        try:
+            return space.validate(self.options.optimum)
+        except ConfigError as error:
+            raise ConfigError(f"simulator.optimum: {error}") from error
 
     def _law(self, size: int, step: float) -> float:
         k = SCALING

@@ -71,7 +71,7 @@ class Table:
             reader = csv.DictReader(file)
             missing = [name for name in (*self.domains, "size", "step", *self.metric.outputs) if name not in (reader.fieldnames or ())]
             if missing:
-                raise ConfigError(f"{path}: no column {missing[0]!r}; the columns are {reader.fieldnames}")
+                raise ConfigError(f"{path}: no column {missing[0]!r}; the columns are {', '.join(reader.fieldnames or ()) or 'none'}")
             rows: dict[Key, tuple[float, ...]] = {}
             for number, row in enumerate(reader, start=2):
                 key, values = self._row(path, number, row)

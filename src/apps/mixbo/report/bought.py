@@ -62,7 +62,8 @@ def _timeline(sweep: Sweep) -> Figure:
         },
     }
     caption = (
-        "Every trial by model size; the darker, the more steps. A line joins a continued run to the trial whose checkpoint it took up."
+        "Every trial by model size; the stronger its colour, the more steps. "
+        "A line joins a continued run to the trial whose checkpoint it took up."
     )
     return Figure([links, *traces], layout, caption, "model size", 110 + 38 * len(fidelities.sizes))
 
@@ -109,4 +110,4 @@ def _maps(sweep: Sweep) -> Panels:
             fidelities, steps, z, text, hover, colorscale=COUNTS, zmin=0, zmax=max((v for row in z for v in row if v), default=1)
         )
         figures.append(Figure(data, layout, title=title, height=90 + 34 * len(fidelities.sizes)))
-    return Panels(figures, "Many small runs, few large ones: the left map counts, the right one weighs by cost.")
+    return Panels(figures, "Many small runs, few large ones: the first map counts, the second weighs by cost.")

@@ -143,7 +143,9 @@ def _residuals(sweep: Sweep, predictions: Sequence[Prediction], title: str) -> F
             }
         )
     line: Mapping[str, object] = {"zeroline": True, "zerolinecolor": "var(--faint)", "nticks": 6}
-    return Figure(traces, {"xaxis": {"title": {"text": "trial"}}, "yaxis": line}, title=title, height=300)
+    numbers = [p.trial for p in predictions]
+    whole = {"dtick": 1} if max(numbers) - min(numbers) < 6 else {}  # there is no trial 11.5
+    return Figure(traces, {"xaxis": {"title": {"text": "trial"}, **whole}, "yaxis": line}, title=title, height=300)
 
 
 def _bars(group: Sequence[Prediction], colour: str) -> dict[str, object]:

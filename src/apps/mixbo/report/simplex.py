@@ -135,7 +135,8 @@ def _pairs(sweep: Sweep, surrogate: Surrogate) -> Panels:
         figures.append(Figure([heat, *_points(sweep, seen, i, j)], layout, height=300))
     caption = (
         f"The {len(heaviest)} domains with the largest shares, two at a time; the others divide the rest as in the recommended mixture. "
-        f"Dark: as good as the recommended mixture; white: worse by {top:.2g} or more. Dots: tested mixtures, seen from the same side."
+        f"Full colour: as good as the recommended mixture; none: worse by {top:.2g} or more. "
+        "Dots: tested mixtures, seen from the same side."
     )
     return Panels(figures, caption)
 
@@ -210,7 +211,7 @@ def _ternary(sweep: Sweep, surrogate: Surrogate) -> Figure:
             )
     layout = {"ternary": _axes(sweep), "margin": {"l": 40, "r": 40, "t": 40, "b": 40}}
     return Figure(
-        traces, layout, f"The whole simplex. Dark: as good as the recommended mixture; white: worse by {top:.2g} or more.", height=470
+        traces, layout, f"The whole simplex. Full colour: as good as the recommended mixture; none: worse by {top:.2g} or more.", height=470
     )
 
 
