@@ -34,8 +34,10 @@ def plus_minus(value: float | None, error: float | None) -> str:
 
 
 def significant(value: float | None, digits: int = 4) -> str:
-    """To some significant digits: ``0.125``, ``5e-05``."""
-    return UNKNOWN if value is None else f"{value:.{digits}g}"
+    """To some significant digits: ``0.125``, ``5e-05``, ``3.2e+09``; counts below a million in full: ``31,840``."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:,.0f}" if 10**digits <= abs(value) < 1e6 and float(value).is_integer() else f"{value:.{digits}g}"
 
 
 def duration(seconds: float | None) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.nanollama.report.format import duration, fixed, plus_minus, si
+from src.nanollama.report.format import duration, fixed, plus_minus, si, significant
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,14 @@ from src.nanollama.report.format import duration, fixed, plus_minus, si
 )
 def test_si(value: float | None, text: str) -> None:
     assert si(value) == text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.125, "0.125"), (5e-5, "5e-05"), (6144, "6144"), (31_840, "31,840"), (31_840.5, "3.184e+04"), (3_184_000, "3.184e+06")],
+)
+def test_significant(value: float | None, text: str) -> None:
+    assert significant(value) == text
 
 
 @given(st.floats(1e-2, 1e17))
