@@ -3,8 +3,9 @@
     python -m src.nanollama.generate RUN [prompt=TEXT] [tokens=200] [temperature=0.8] [top_k=K] [top_p=P] [n=1] [seed=0] [device=auto]
                                          [compile=BACKEND]
 
-RUN is a run folder, or one of its checkpoints. A model of text takes and gives text (bytes, or the tokens of the tokenizer it was trained
-with); any other model takes and gives token numbers, such as prompt=3,1,4. temperature=0 always takes the most likely token. The same seed
+RUN is a run folder, one of its checkpoints, or a Llama folder of Hugging Face. A model of text takes and gives text (bytes, or the tokens
+of the tokenizer it was trained with, which a Llama folder has in tokenizer.json); any other model takes and gives token numbers, such as
+prompt=3,1,4. temperature=0 always takes the most likely token. The same seed
 gives the same text. compile=inductor (or another backend of torch.compile) compiles the step that adds a token, which takes a minute and
 pays on a GPU for many tokens. Exit codes: 0 done, 2 wrong input.
 """
@@ -15,10 +16,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .config import ConfigError
 from .config.tool import run_tool, split
+
+if TYPE_CHECKING:
+    import torch
+
+    from .model.transformer import Transformer
 
 OPTIONS = ("prompt", "tokens", "temperature", "top_k", "top_p", "n", "seed", "device", "compile")
 T = TypeVar("T", int, float)
@@ -62,12 +68,11 @@ def complete(argv: Sequence[str]) -> None:
     top_k = _number(options, "top_k", 0, int) if "top_k" in options else None
     top_p = _number(options, "top_p", 1.0, float) if "top_p" in options else None
 
-    from .checkpoint.opened import open_model
     from .distributed import pick_device
     from .model.generate import generate, sampler
 
-    model, config = open_model(Path(paths[0]).expanduser(), pick_device(options.get("device", "auto")))
-    words = codec(config["data"])
+    model, data = _open(Path(paths[0]).expanduser(), pick_device(options.get("device", "auto")))
+    words = codec(data)
     prompt = options.get("prompt", words.default)
     try:
         choose = sampler(temperature, top_k, top_p)
@@ -76,6 +81,18 @@ def complete(argv: Sequence[str]) -> None:
         raise ConfigError(str(error)) from error
     for i, completion in enumerate(found):
         print((f"--- {i + 1} of {count}\n" if count > 1 else "") + words.decode([*words.encode(prompt), *completion]))
+
+
+def _open(path: Path, device: torch.device) -> tuple[Transformer, dict[str, Any]]:
+    """A model, and the ``data`` config that says what its tokens are."""
+    from .checkpoint.opened import open_model
+    from .model import hf
+
+    if not hf.is_llama(path):
+        model, config = open_model(path, device)
+        return model, config["data"]
+    tokenizer = path / "tokenizer.json"
+    return hf.load(path).to(device).eval(), {"tokenizer": str(tokenizer)} if tokenizer.is_file() else {}
 
 
 def _backend(name: str | None) -> str | None:

@@ -8,6 +8,7 @@ from src.apps.gssm.train import train as train_gssm
 from src.apps.mixbo.train import train as train_text
 from src.nanollama.config.main import run_command
 from src.nanollama.generate import main
+from src.nanollama.model import hf
 
 SMALL = ["model.emb_dim=16", "model.nb_layers=1", "model.nb_heads=1", "data.seq_len=16", "data.batch_size=2", "eval.sequences=4"]
 
@@ -51,6 +52,23 @@ def test_numbers(runs, capsys) -> None:
     lines = said(capsys, runs / "gssm", "prompt=3,1,4", "tokens=5", "n=2").splitlines()
     assert lines[0] == "--- 1 of 2" and lines[2] == "--- 2 of 2"
     assert all(line.startswith("3 1 4 ") and len(line.split()) == 8 for line in (lines[1], lines[3]))
+
+
+def test_a_llama_folder_says_what_the_run_that_it_was_written_from_says(runs, capsys, tmp_path) -> None:
+    assert hf.main([str(runs / "gssm"), f"out={tmp_path}/llama"]) == 0 and capsys.readouterr()
+    asked = "prompt=3,1,4", "tokens=20", "temperature=0"
+    assert said(capsys, tmp_path / "llama", *asked) == said(capsys, runs / "gssm", *asked)
+
+
+def test_a_llama_folder_with_a_tokenizer_takes_and_gives_text(runs, capsys, tmp_path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    assert hf.main([str(runs / "gssm"), f"out={tmp_path}/llama"]) == 0 and capsys.readouterr()
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(32)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.save(str(tmp_path / "llama" / "tokenizer.json"))
+    numbers = said(capsys, runs / "gssm", "prompt=3,1,4", "tokens=9", "temperature=0").split()
+    assert said(capsys, tmp_path / "llama", "prompt=w3 w1 w4", "tokens=9", "temperature=0").split() == [f"w{i}" for i in numbers]
 
 
 @pytest.mark.parametrize(
