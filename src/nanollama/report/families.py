@@ -12,7 +12,7 @@ from typing import Any
 from ..config.compose import flatten
 from .format import UNKNOWN, fixed, si
 from .frames import number
-from .page import Cell, Column, Figure, Section, Table, series_colour
+from .page import Cell, Column, Figure, Section, Table
 from .runs import Run
 from .traces import Trace
 
@@ -52,7 +52,8 @@ def families_section(runs: Sequence[Run], hue: Mapping[str, str]) -> Section | N
         return None
     front = pareto(found)
     rows = [_row(point, found, point in front) for point in found]
-    return Section("Families at equal numbers of parameters", [Table(COLUMNS, rows), _figure(found, front)])
+    colour = {str(family): hue[run.name] for run in reversed(runs) if (family := run.config.get("model", {}).get("family"))}
+    return Section("Families at equal numbers of parameters", [Table(COLUMNS, rows), _figure(found, front, colour)])
 
 
 def points(runs: Sequence[Run]) -> list[Point]:
@@ -147,10 +148,10 @@ def _row(point: Point, found: Sequence[Point], on_front: bool) -> list[Cell]:
     return [*sizes, gap, equal_loss(point, found), "yes" if on_front else ""]
 
 
-def _figure(found: Sequence[Point], front: Sequence[Point]) -> Figure:
+def _figure(found: Sequence[Point], front: Sequence[Point], colours: Mapping[str, str]) -> Figure:
     traces: list[Trace] = []
-    for i, name in enumerate(dict.fromkeys(point.family for point in found)):
-        curve, colour = [point for point in found if point.family == name], series_colour(i)
+    for name in dict.fromkeys(point.family for point in found):
+        curve, colour = [point for point in found if point.family == name], colours[name]
         bars: dict[str, Any] = {"array": [point.interval or 0 for point in curve], "color": f"{colour}/0.6", "thickness": 1.25, "width": 0}
         traces.append({
             "x": [point.parameters for point in curve], "y": [point.loss for point in curve], "name": name, "mode": "lines+markers",

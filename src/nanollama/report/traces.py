@@ -22,9 +22,17 @@ def is_training(run: Run) -> bool:
 
 
 def colours(runs: Sequence[Run]) -> dict[str, str]:
-    """Run name -> colour, the same all over the page; grey for a folder that is no training."""
-    trained = [run.name for run in runs if is_training(run)]
-    return dict.fromkeys((run.name for run in runs), "var(--faint)") | {name: series_colour(i) for i, name in enumerate(trained)}
+    """Run name -> colour, the same all over the page; grey for a folder that is no training.
+
+    One a run, or one a family of architectures where every training is of one and some are of the same: eight hues that come back
+    tell no run from another.
+    """
+    trained = [run for run in runs if is_training(run)]
+    kinds = {run.name: (run.config.get("model") or {}).get("family") for run in trained}
+    if None in kinds.values() or not 1 < len(set(kinds.values())) < len(kinds):
+        kinds = {name: name for name in kinds}
+    order = list(dict.fromkeys(kinds.values()))
+    return dict.fromkeys((run.name for run in runs), "var(--faint)") | {name: series_colour(order.index(kinds[name])) for name in kinds}
 
 
 def thin(records: Sequence[Record]) -> Sequence[Record]:

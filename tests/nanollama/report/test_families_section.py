@@ -9,6 +9,7 @@ from scipy import stats
 
 from src.nanollama.report import Run
 from src.nanollama.report.families import Point, equal_loss, families_section, interval, loss_at, pareto, points, size_for
+from src.nanollama.report.traces import colours
 
 
 def curve(family: str, offset: float, sizes: tuple[float, ...] = (1e6, 2e6, 4e6)) -> list[Point]:
@@ -50,9 +51,12 @@ def test_seeds_are_averaged_and_settings_are_not() -> None:
 
 def test_the_section() -> None:
     runs = [run("a", 2.0, 0), run("a", 2.1, 1), run("b", 1.9, 0), run("b", 1.8, 1, parameters=1001)]
-    section = families_section(runs, {})
+    hue = colours(runs)
+    section = families_section(runs, hue)
     assert section is not None
     table, figure = section.blocks
     assert [row[0] for row in table.rows] == ["a", "b"] and "±" in str(table.rows[0][3])  # type: ignore[union-attr]
     assert {trace["name"] for trace in figure.data} == {"a", "b", "Pareto front"}  # type: ignore[union-attr]
-    assert families_section(runs[:2], {}) is None
+    of_family = {trace["name"]: trace["line"]["color"] for trace in figure.data}  # type: ignore[union-attr]
+    assert all(hue[run.name] == of_family[run.config["model"]["family"]] for run in runs) and of_family["a"] != of_family["b"]
+    assert families_section(runs[:2], hue) is None
