@@ -195,8 +195,10 @@ class Surrogate:
         return Basis(at, half, self._objective(self._mean_from(cross)))
 
     def _differences(self, at: Inputs, reference: Array) -> Basis:
+        """``at`` is a product: its rows are every mixture at every fidelity, mixtures varying slowest."""
         here, there = self._whitened(at), self._whitened_reference(reference, at.fidelities)
-        return Basis(at, here.half - there.half[..., at.fidelity], here.mean - there.mean[at.fidelity], there.inputs[at.fidelity])
+        half = here.half.unflatten(-1, (-1, len(at.fidelities))) - there.half.unsqueeze(-2)
+        return Basis(at, half.flatten(-2), here.mean - there.mean[at.fidelity], there.inputs[at.fidelity])
 
     def _whitened_reference(self, reference: Array, fidelities: Tensor) -> Basis:
         """One mixture at all ``fidelities``, kept: searches ask for differences from the same one dozens of times."""
