@@ -38,8 +38,8 @@ def draw(problem: Problem, records: Sequence[Record], rng: np.random.Generator, 
     if problem.space.choices is None:
         return problem.space.sample(1, rng)[0]
     name = problem.fidelities.sizes[size]
-    ran = [record.weights for record in records if (record.model_size, record.steps) == (name, steps)]
-    left = [w for w in problem.space.choices if problem.available(w, name, steps) and not any(same(w, other) for other in ran)]
+    ran = {record.weights for record in records if (record.model_size, record.steps) == (name, steps)}
+    left = [w for w in problem.space.choices if w not in ran and problem.available(w, name, steps)]
     return np.array(left[rng.integers(len(left))]) if left else None
 
 

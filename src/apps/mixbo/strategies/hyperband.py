@@ -49,12 +49,15 @@ def hyperband(problem: Problem, records: Sequence[Record], rng: np.random.Genera
     starts = {
         kind.steps[0]: [r for r in records if r.model_size == name and r.parent is None and r.steps == kind.steps[0]] for kind in kinds
     }
+    used_up: set[int] = set()
     for cycle in range(len(records) + 1):
         for kind in kinds:
             members = starts[kind.steps[0]][cycle * kind.counts[0] : (cycle + 1) * kind.counts[0]]
-            drawn = draw(problem, records, rng, size, kind.steps[0]) if len(members) < kind.counts[0] else None
-            if drawn is not None:
-                return _suggest(problem, drawn, size, kind.steps[0], None)
+            if len(members) < kind.counts[0] and kind.steps[0] not in used_up:
+                drawn = draw(problem, records, rng, size, kind.steps[0])
+                if drawn is not None:
+                    return _suggest(problem, drawn, size, kind.steps[0], None)
+                used_up.add(kind.steps[0])
             promoted = _promotion(problem, kind, members, records)
             if promoted is not None:
                 record, steps = promoted
