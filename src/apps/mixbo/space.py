@@ -46,7 +46,9 @@ class MixtureSpace:
         space = cls(domains, floor, cap)
         if choices is None:
             return space
-        return cls(domains, floor, cap, tuple(tuple(space.validate(row).tolist()) for row in choices))
+        for row in choices:
+            space.validate(row)
+        return cls(domains, floor, cap, tuple(tuple(row) for row in choices))  # as given: a table is looked up by these very numbers
 
     @property
     def dim(self) -> int:

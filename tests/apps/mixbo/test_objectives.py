@@ -218,3 +218,13 @@ def test_an_empty_file_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "t.csv").touch()
     with pytest.raises(ConfigError, match="no column 'a'; the columns are none"):
         table(tmp_path / "t.csv")
+
+
+def test_every_mixture_of_a_table_can_be_asked_for(tmp_path: Path) -> None:
+    """Divided by its sum once more, one mixture in thirty is another number in its last digit, which no row has."""
+    mixtures = np.random.default_rng(0).dirichlet(np.ones(3), 200).tolist()
+    text = "\n".join(["a,b,c,size,step,loss", *(f"{a!r},{b!r},{c!r},m,4,2.0" for a, b, c in mixtures)])
+    (tmp_path / "t.csv").write_text(text + "\n")
+    found = Table(tmp_path / "t.csv", ("a", "b", "c"), Metric(("loss",), (1.0,)), {"m": 1e7}, {"m": 10.0})
+    space = MixtureSpace.from_config(SpaceConfig(("a", "b", "c")), found.choices)
+    assert len(space.choices or ()) == 200 and all((w, "m", 4) in found.available for w in space.choices or ())

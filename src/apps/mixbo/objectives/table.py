@@ -32,7 +32,7 @@ class Table:
         sizes = sorted({key[1] for key in self.rows}, key=lambda name: parameters.get(name, 0.0))
         for name in sizes:
             if name not in parameters or name not in flops_per_step:
-                raise ConfigError(f"{path}: parameters and FLOPs per step of size {name!r} are not given")
+                raise ConfigError(f"{path}: size {name!r} is missing from table.parameters or table.flops_per_step")
         self.fidelities = Fidelities(tuple(sizes), tuple(parameters[name] for name in sizes), tuple(sorted({key[2] for key in self.rows})))
         self.flops_per_step = tuple(flops_per_step[name] for name in sizes)
         largest, last = sizes[-1], self.fidelities.steps[-1]
