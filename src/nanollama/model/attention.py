@@ -53,8 +53,10 @@ class Heads(nn.Module):
         """Turned queries (B, H, T, D_qk), turned keys (B, K, T, D_qk) and values (B, K, T, D_v)."""
         if cpu.fusible(qkv) and at.cos.dim() == 2:
             return cpu.split_and_turn(qkv, at.cos, at.sin, self.nb_heads, self.kv_heads, self.qk_dim)
-        q, k, v = cpu.split_heads(qkv, self.nb_heads, self.kv_heads, self.qk_dim)
-        return rotate(q, at.cos, at.sin), rotate(k, at.cos, at.sin), v
+        turned, v = qkv.split([sum(self.sizes[:2]), self.sizes[2]], dim=-1)
+        turned = rotate(turned.unflatten(-1, (-1, self.qk_dim)).transpose(1, 2), at.cos, at.sin)
+        q, k = turned.split([self.nb_heads, self.kv_heads], dim=1)
+        return q, k, v.unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
 
     def new_cache(self, batch: int, capacity: int, like: Tensor) -> KVCache:
         """An empty cache for ``batch`` sequences of at most ``capacity`` tokens, with the dtype and device of ``like``."""

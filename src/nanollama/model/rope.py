@@ -26,11 +26,16 @@ def rotation(positions: Tensor, inv_freq: Tensor, magnitude: float, dtype: torch
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn (B, H, T, D) by the angles of ``rotation``, into a new contiguous tensor; not seen by autograd."""
+    """Turn (B, H, T, D) by the angles of ``rotation``, into a new tensor; not seen by autograd.
+
+    In memory the heads of a token lie side by side: attention kernels give their result the layout of the queries, and so neither it
+    nor a gradient is copied on the way to and from the projections.
+    """
     first, second = x.chunk(2, dim=-1)
     if torch.compiler.is_compiling():  # fuses the plain formula, and cannot trace out= into a part of a tensor
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        turned = first * cos - second * sin, second * cos + first * sin
+        return torch.cat([half.transpose(1, 2) for half in turned], dim=-1).transpose(1, 2)
+    out = torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
     left, right = out.chunk(2, dim=-1)
     torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)
     torch.mul(second, cos, out=right).addcmul_(first, sin)

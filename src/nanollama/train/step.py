@@ -63,6 +63,8 @@ class Step:
         self.forward = self._compiled() if train.mode != "eager" else self.objective
         self.parameters = [p for p in state.model.parameters() if p.requires_grad]
         self.norm = torch.zeros((), device=ranks.device)
+        small = train.mode != "eager" and ranks.device.type == "cuda"  # two dozen launches in one
+        self.settle = torch.compile(self._settle) if small else self._settle
         self.run: Callable[[Tensor], None] = self._update
         if train.mode == "cudagraph":
             whole, self.lap = self.lap, lambda phase: None  # no time can be taken inside a graph
@@ -109,20 +111,24 @@ class Step:
         """Clip and update, or leave everything as it is where the gradient is not finite; the device decides, the host never knows."""
         state = self.state
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = total_norm(grads)
-        if state.scale.active:
-            norm = norm / state.scale.value
-        finite = norm.isfinite()
+        factor, skip = self.settle(total_norm(grads), loss)
         if self.optim.clip or state.scale.active:
-            factor = (self.optim.clip / (norm + 1e-6)).clamp(max=1.0) if self.optim.clip else torch.ones_like(norm)
-            torch._foreach_mul_(grads, factor / state.scale.value)
+            torch._foreach_mul_(grads, factor)
         for optimizer in state.optimizers:
-            optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            optimizer.found_inf = skip  # type: ignore[attr-defined]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+    def _settle(self, norm: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """What is decided by single numbers: the factor of the gradients, and 1. where the step is to be skipped (0-d); counts the step."""
+        scale, clip = self.state.scale, self.optim.clip
+        norm = norm / scale.value
+        factor = (clip / (norm + 1e-6)).clamp(max=1.0) / scale.value if clip else 1.0 / scale.value
+        finite = norm.isfinite()
         self.norm.copy_(norm)
-        state.tally.add(loss, finite)
-        state.scale.update(finite)
+        self.state.tally.add(loss, finite)
+        scale.update(finite)
+        return factor, (~finite).float()
 
 
 def total_norm(grads: Sequence[Tensor]) -> Tensor:

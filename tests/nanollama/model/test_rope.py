@@ -73,3 +73,14 @@ def test_turn_is_a_complex_product_forward_and_backward() -> None:
         results.append((out, *torch.autograd.grad(out, leaf, grad)))
     for ours, exact in zip(*results, strict=True):
         torch.testing.assert_close(ours, exact, atol=1e-11, rtol=1e-9)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_turned_heads_of_a_token_lie_side_by_side(compiled: bool) -> None:
+    """Attention kernels lay out their result like the queries: then it goes to the output projection, and gradients back, uncopied."""
+    cos, sin = rope.rotation(torch.arange(5), torch.tensor([1.0, 0.1]), 1.0, torch.float32)
+    heads = torch.randn(2, 5, 3, 4).transpose(1, 2).requires_grad_()
+    turn = torch.compile(rope.rotate, backend="aot_eager") if compiled else rope.rotate
+    turned = turn(heads, cos, sin)
+    turned.backward(torch.ones_like(turned, memory_format=torch.contiguous_format))
+    assert turned.transpose(1, 2).is_contiguous() and heads.grad.transpose(1, 2).is_contiguous()

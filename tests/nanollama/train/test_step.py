@@ -163,6 +163,24 @@ def test_compiled_steps_equal_eager_ones(tmp_path) -> None:
     assert numbered(tmp_path / "compile" / "checkpoints") == [12, 15]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_what_single_numbers_decide_is_the_same_compiled(precision: str) -> None:
+    """A GPU runs it as a few kernels instead of two dozen."""
+    found = []
+    for compiled in (False, True):
+        cfg = ToyConfig(train=replace(ToyConfig().train, precision=precision))
+        state, step = build(cfg)
+        settle = torch.compile(step.settle) if compiled else step.settle
+        for norm, loss in ((3.0, 1.0), (torch.nan, 2.0), (torch.inf, torch.nan), (65536 * 7.0, 4.0)):
+            factor, skip = settle(torch.tensor(norm), torch.tensor(loss))
+            found.append([factor, skip, step.norm, *state.tally.tensors().values(), *state.scale.tensors().values()])
+            found[-1] = [float(number) for number in found[-1]]
+    torch.testing.assert_close(found[4:], found[:4], rtol=1e-6, atol=0, equal_nan=True)
+    skipped = [row[1] for row in found[:4]]
+    assert skipped == [0, 1, 1, 0] and found[3][3:7] == [5.0, 2, 2, 0]
+
+
 def test_a_captured_step_is_timed_as_a_whole(monkeypatch) -> None:
     monkeypatch.setattr("src.nanollama.train.step.Captured", lambda work: work)  # without CUDA nothing can be captured
     cfg, laps = ToyConfig(), []
