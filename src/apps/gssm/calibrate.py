@@ -21,11 +21,12 @@ from src.nanollama.report.format import plus_minus
 from . import kernels
 from .difficulty import Estimate, Meter, measure
 from .graph import Graph, build
-from .measure_config import CALIBRATE, Alphas, CalibrateConfig, LogGrid, MeasureConfig, family, setup_of
+from .measure_config import CALIBRATE, CalibrateConfig, LogGrid, MeasureConfig, family, setup_of
 
 SCAN = 9  # concentrations tried, evenly in log alpha, when the ends of the interval do not bracket the target
 PLAIN_TOLERANCE = 0.002  # for measures without a standard error
 TOLERANCE = 0.005  # at most this, whatever the standard error
+SIDES = ("alpha_X", "alpha_Z")
 CURVE = 4  # points of a curve use this many times fewer sequences
 ROUGH = 8  # the first search uses this many times fewer tokens
 FIRST_WIDTH = 0.1  # of the second one's bracket, in log alpha, to either side
@@ -167,7 +168,10 @@ class Search:
 
 @main(CALIBRATE)
 def calibrate(cfg: CalibrateConfig, run: RunFolder) -> dict[str, Any]:
-    """Solve on every graph seed, trace the curve, and write ``calibration.json``, ``difficulty.json``, ``setups.yaml`` and a page."""
+    """Solve on every graph seed, trace the curve, and write ``calibration.json``, ``difficulty.json``, ``setups.yaml`` and a page.
+
+    A setup holds for its graph seed only; the concentration of a single node is none, and then there is no ``setups.yaml``.
+    """
     from . import difficulty_page as page
 
     solutions, curves = [], {}
@@ -177,15 +181,17 @@ def calibrate(cfg: CalibrateConfig, run: RunFolder) -> dict[str, Any]:
         solutions.append(solve(family(cfg, cfg.solve.free), target, **options))
         print(_sentence(cfg, solutions[-1]))
         curves[seed] = list(_curve(cfg, target, options))
-    setups = {f"setup{s.graph_seed}": (*_alphas(cfg, s), s.estimate.value) for s in solutions}
-    snippet = page.setups_yaml(setups)
     rows = [_row(cfg, s) for s in solutions]
     write_json(run.path / "difficulty.json", rows[0] if len(rows) == 1 else {"settings": rows})
     found = {"free": cfg.solve.free, "solutions": [s.describe() for s in solutions], "curves": curves}
     write_json(run.path / "calibration.json", found)
-    (run.path / "setups.yaml").write_text(snippet)
     page.calibration_page(rows, found, cfg).write(run.path / "calibration.html")
-    print(f"\n{page.as_text(page.settings_table(rows))}\n\n{snippet}\n{run.path}/calibration.html, calibration.json, setups.yaml")
+    print(f"\n{page.as_text(page.settings_table(rows))}\n")
+    if cfg.solve.free in SIDES:
+        snippet = page.setups_yaml({f"setup{s.graph_seed}": _setup(cfg, s) for s in solutions})
+        (run.path / "setups.yaml").write_text(snippet)
+        print(f"{snippet}\n{run.path}/setups.yaml")
+    print(f"{run.path}/calibration.html, calibration.json")
     return {"alpha": solutions[0].alpha, cfg.solve.measure: solutions[0].estimate.value} if len(solutions) == 1 else {}
 
 
@@ -199,8 +205,9 @@ def _target(cfg: CalibrateConfig, seed: int) -> float:
     if cfg.solve.like is None:
         assert cfg.solve.target is not None  # checked in resolve
         return cfg.solve.target
-    model = build(cfg.gssm, *setup_of(cfg, cfg.solve.like, "solve.like"))
-    return Meter(kernels.draw(model, seed), cfg.data.seq_len, cfg.measure).read(cfg.solve.measure).value
+    like = setup_of(replace(cfg, graph_seed=seed), cfg.solve.like, "solve.like")
+    drawn = kernels.draw(build(cfg.gssm, like.alpha_X, like.alpha_Z), like.graph_seed)
+    return Meter(drawn, cfg.data.seq_len, cfg.measure).read(cfg.solve.measure).value
 
 
 def _curve(cfg: CalibrateConfig, target: float, options: dict[str, Any]) -> Iterator[tuple[float, float]]:
@@ -208,7 +215,7 @@ def _curve(cfg: CalibrateConfig, target: float, options: dict[str, Any]) -> Iter
     from tqdm import tqdm
 
     chosen = cfg.solve
-    if not chosen.curve or chosen.free not in ("alpha_X", "alpha_Z"):
+    if not chosen.curve or chosen.free not in SIDES:
         return
     effort = replace(cfg.measure, sequences=-(-cfg.measure.sequences // CURVE))
     options = {**options, "cfg": effort, "tolerance": chosen.tolerance or TOLERANCE}
@@ -220,17 +227,17 @@ def _curve(cfg: CalibrateConfig, target: float, options: dict[str, Any]) -> Iter
         yield (fixed, found) if chosen.free == "alpha_Z" else (found, fixed)
 
 
-def _alphas(cfg: CalibrateConfig, solution: Solution) -> Alphas:
-    """alpha_X and alpha_Z of a solution."""
-    free = cfg.solve.free
-    return solution.alpha if free == "alpha_X" else cfg.alpha_X, solution.alpha if free == "alpha_Z" else cfg.alpha_Z
+def _setup(cfg: CalibrateConfig, solution: Solution) -> dict[str, Any]:
+    """A solution as an entry of ``setups``: with its graph seed, since it holds for no other kernels."""
+    alphas = {"alpha_X": cfg.alpha_X, "alpha_Z": cfg.alpha_Z, cfg.solve.free: solution.alpha}
+    return {**alphas, "graph_seed": solution.graph_seed, "difficulty": solution.estimate.value}
 
 
 def _row(cfg: CalibrateConfig, solution: Solution) -> dict[str, Any]:
     """All measures of a solution, as a row of ``difficulty``."""
     drawn = kernels.draw(family(cfg, cfg.solve.free)(solution.alpha), solution.graph_seed)
-    alpha_X, alpha_Z = _alphas(cfg, solution)
-    about = {"name": f"graph seed {solution.graph_seed}", "alpha_X": alpha_X, "alpha_Z": alpha_Z, "graph_seeds": [solution.graph_seed]}
+    alphas = {"alpha_X": cfg.alpha_X, "alpha_Z": cfg.alpha_Z}
+    about = {"name": f"graph seed {solution.graph_seed}", **alphas, "graph_seeds": [solution.graph_seed]}
     return {**about, cfg.solve.free: solution.alpha, **measure(drawn, cfg.data.seq_len, cfg.measure)}
 
 

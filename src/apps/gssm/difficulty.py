@@ -212,19 +212,25 @@ def survey(cfg: DifficultyConfig) -> list[dict[str, Any]]:
     """Every setting of ``cfg`` (or point of its map) measured on every graph seed: rows of ``combine`` with their concentrations."""
     from tqdm import tqdm
 
-    seeds = range(cfg.graph_seed, cfg.graph_seed + cfg.graph_seeds)
     points = settings(cfg)
     # a profile at every point of a map would take most of the time and be shown nowhere
     effort = replace(cfg.measure, ngrams=(), windows=()) if cfg.map.active else cfg.measure
     rows = []
-    with tqdm(total=len(points) * len(seeds), desc="measuring", unit="graph", disable=None) as bar:
-        for name, (alpha_X, alpha_Z) in points.items():
-            each = []
+    with tqdm(total=len(points) * cfg.graph_seeds, desc="measuring", unit="graph", disable=None) as bar:
+        for name, (alpha_X, alpha_Z, first) in points.items():
+            seeds, each = list(range(first, first + cfg.graph_seeds)), []
             for seed in seeds:
                 each.append(measure(kernels.draw(build(cfg.gssm, alpha_X, alpha_Z), seed), cfg.data.seq_len, effort))
                 bar.update()
-            rows.append({"name": name, "alpha_X": alpha_X, "alpha_Z": alpha_Z, **combine(each), "graph_seeds": list(seeds), "each": each})
+            rows.append({"name": name, "alpha_X": alpha_X, "alpha_Z": alpha_Z, **combine(each), "graph_seeds": seeds, "each": each})
     return rows
+
+
+def _setup(row: dict[str, Any], cfg: DifficultyConfig) -> dict[str, Any]:
+    """A row as an entry of ``setups``."""
+    first = row["graph_seeds"][0]
+    own = {} if first == cfg.graph_seed else {"graph_seed": first}
+    return {"alpha_X": row["alpha_X"], "alpha_Z": row["alpha_Z"], **own, "difficulty": row["gzip_legacy"]}
 
 
 def _bayes_note(row: dict[str, Any]) -> str:
@@ -240,7 +246,7 @@ def difficulty(cfg: DifficultyConfig, run: RunFolder) -> dict[str, Any]:
 
     rows = survey(cfg)
     write_json(run.path / "difficulty.json", rows[0] if len(rows) == 1 else {"settings": rows})
-    snippet = page.setups_yaml({f"setup{i}": (r["alpha_X"], r["alpha_Z"], r["gzip_legacy"]) for i, r in enumerate(rows, start=1)})
+    snippet = page.setups_yaml({f"setup{i}": _setup(row, cfg) for i, row in enumerate(rows, start=1)})
     (run.path / "setups.yaml").write_text(snippet)
     page.difficulty_page(rows, cfg).write(run.path / "difficulty.html")
     print(page.as_text(page.settings_table(rows)))

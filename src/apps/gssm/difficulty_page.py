@@ -62,13 +62,17 @@ def as_text(table: Table) -> str:
     return "\n".join([*(text for text in texts if text), *([table.caption] if table.caption else [])])
 
 
-def setups_yaml(setups: Mapping[str, tuple[float | None, float | None, float]]) -> str:
-    """Entries of ``setups`` (alpha_X, alpha_Z, difficulty), to paste in a config."""
+def setups_yaml(setups: Mapping[str, Row]) -> str:
+    """Entries of ``setups`` (alpha_X, alpha_Z, difficulty, ..), to paste in a config."""
     lines = ["setups:"]
-    for name, (alpha_X, alpha_Z, value) in setups.items():
-        x, z = ("null" if a is None else f"{a:.6g}" for a in (alpha_X, alpha_Z))
-        lines.append(f"  {name}: {{alpha_X: {x}, alpha_Z: {z}, difficulty: {value:.4g}}}")
+    for name, setup in setups.items():
+        entries = (f"{key}: {_yaml(value, 4 if key == 'difficulty' else 6)}" for key, value in setup.items())
+        lines.append(f"  {name}: {{{', '.join(entries)}}}")
     return "\n".join(lines) + "\n"
+
+
+def _yaml(value: float | None, digits: int) -> str:
+    return "null" if value is None else str(value) if isinstance(value, int) else f"{value:.{digits}g}"
 
 
 def difficulty_page(rows: Sequence[Row], cfg: DifficultyConfig) -> Page:
