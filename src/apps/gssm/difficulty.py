@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from src.nanollama.arrays import Array
 from src.nanollama.config import ConfigError, RunFolder, main
 from src.nanollama.config.folder import write_json
-from src.nanollama.report.format import plus_minus
 
 from . import compression, kernels, ngram
 from .estimate import bounds
@@ -107,19 +106,19 @@ class Meter:
         """
         if width > self.seq_len:
             raise ConfigError(f"window_{width} needs sequences of more than {width} tokens; data.seq_len is {self.seq_len}")
-        floor, positions = self._floor, self.seq_len + 1 - width
+        positions = self.seq_len + 1 - width
         prior = self.filter.occupancy(positions)
         tokens = self.sampler.sample("floor", 0, self.sequences, self.seq_len + 1)
         starts = np.random.Generator(np.random.Philox(key=width)).integers(0, positions, (len(tokens), WINDOWS_PER_SEQUENCE))
-        excess = np.empty(len(tokens))
+        losses = np.empty(len(tokens))
         for first in range(0, len(tokens), BLOCK):
             rows, at = tokens[first : first + BLOCK], starts[first : first + BLOCK]
-            full = np.take_along_axis(self.filter.predictive(rows), (at + width)[..., None], axis=1)
+            law = self.filter.predictive(rows)
+            full = np.take_along_axis(law, (at + width)[..., None], axis=1)
             windows = np.take_along_axis(rows[:, None], at[..., None] + np.arange(width + 1), axis=2)
             short = self.filter.window_predictive(windows.reshape(-1, width + 1), prior).reshape(full.shape)
-            excess[first : first + BLOCK] = _divergence(full, short).mean(axis=1)
-        more = _over_sequences(excess)
-        return Estimate(floor.mean + more.value, math.hypot(floor.se, more.se or 0.0))
+            losses[first : first + BLOCK] = _entropy(law[:, 1:]).mean(axis=1) + _divergence(full, short).mean(axis=1)
+        return _over_sequences(losses)
 
 
 MEASURES: dict[str, Callable[[Meter], Estimate]] = {
@@ -151,13 +150,12 @@ def measure(kernels: Kernels, seq_len: int, cfg: MeasureConfig | None = None) ->
         found["bayes_estimator"] = "exact filter"
         if work(kernels.graph) * kernels.graph.vocab_size * seq_len <= WORK:
             found |= {f"window_{k}": meter.read(f"window_{k}").value for k in cfg.windows if k <= seq_len}
-        found |= {"bayes_loss": loss.value, "bayes_loss_se": loss.se}
+        found |= {"bayes_loss": loss.value, "bayes_loss_se": loss.se, "sequences": meter.sequences}
     scale = meter.log_vocab or 1.0
     found["bayes_share"] = None if found["bayes_loss"] is None else found["bayes_loss"] / scale
     return found | {
         "log_vocab": meter.log_vocab,
         "tokens": cfg.tokens,
-        "sequences": meter.sequences,
         "seq_len": seq_len,
         "row_entropy": {node.name: row_entropy(table) for node, table in zip(kernels.graph.nodes, kernels.tables, strict=True)},
     }
@@ -165,12 +163,12 @@ def measure(kernels: Kernels, seq_len: int, cfg: MeasureConfig | None = None) ->
 
 def _bounds(meter: Meter) -> dict[str, Any]:
     """What is known of the Bayes loss without an exact filter."""
-    cfg = meter.cfg
+    sequences = max(2, meter.cfg.sequences // BOUNDS)
     try:
-        found = bounds(meter.sampler, meter.seq_len, max(2, cfg.sequences // BOUNDS), threads=cfg.threads)
+        found = bounds(meter.sampler, meter.seq_len, sequences, threads=meter.cfg.threads)
     except ConfigError as error:
-        return {"bayes_loss": None, "bayes_loss_se": None, "bayes_estimator": str(error)}
-    above = {"bayes_loss": found.upper, "bayes_loss_se": found.upper_se, "bayes_estimator": found.name}
+        return {"bayes_loss": None, "bayes_loss_se": None, "bayes_estimator": str(error), "sequences": 0}
+    above = {"bayes_loss": found.upper, "bayes_loss_se": found.upper_se, "bayes_estimator": found.name, "sequences": sequences}
     return above | {"bayes_lower": found.lower, "bayes_lower_se": found.lower_se}
 
 
@@ -192,6 +190,11 @@ def combine(rows: list[dict[str, Any]]) -> dict[str, Any]:
         else:
             mean[key] = first
     return mean
+
+
+def _entropy(p: Array) -> Array:
+    """In nats, over the last axis."""
+    return -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=-1)
 
 
 def _divergence(p: Array, q: Array) -> Array:
@@ -233,12 +236,6 @@ def _setup(row: dict[str, Any], cfg: DifficultyConfig) -> dict[str, Any]:
     return {"alpha_X": row["alpha_X"], "alpha_Z": row["alpha_Z"], **own, "difficulty": row["gzip_legacy"]}
 
 
-def _bayes_note(row: dict[str, Any]) -> str:
-    """A sentence on a Bayes loss that is not exact."""
-    lower = f"; at least {plus_minus(row['bayes_lower'], row['bayes_lower_se'])}" if "bayes_lower" in row else ""
-    return f"{row['name']}: {row['bayes_note']}. In its place: {row['bayes_estimator']}{lower}"
-
-
 @main(DIFFICULTY)
 def difficulty(cfg: DifficultyConfig, run: RunFolder) -> dict[str, Any]:
     """Measure, print a table, and write ``difficulty.json``, ``difficulty.html`` and ``setups.yaml``."""
@@ -252,7 +249,7 @@ def difficulty(cfg: DifficultyConfig, run: RunFolder) -> dict[str, Any]:
     print(page.as_text(page.settings_table(rows)))
     if not cfg.map.active:
         print(f"\n{snippet.rstrip()}")
-    for note in dict.fromkeys(_bayes_note(row) for row in rows if "bayes_note" in row):
+    for note in page.bayes_notes(rows):
         print(f"\n{note}")
     print(f"\n{run.path}/difficulty.html, difficulty.json, setups.yaml")
     return {key: rows[0][key] for key in ("gzip_legacy", "gzip_normalised", "bayes_loss", "bayes_loss_se")} if len(rows) == 1 else {}

@@ -83,6 +83,13 @@ def test_one_token_of_context_is_the_bigram_level():
     assert meter.read("window_32").value == pytest.approx(meter.read("bayes_loss").value, abs=1e-3)
 
 
+def test_standard_errors_are_what_other_sequences_show():
+    drawn = kernels.draw(graph.build([node("Z1", 3, ("X",)), node("Z2", 3, ("X",)), node("X", 8, ("Z1", "Z2"))], 0.01, 0.1), 0)
+    for name in ("bayes_loss", "window_1"):
+        each = [difficulty.Meter(drawn, 32, MeasureConfig(sequences=64, seed=seed)).read(name) for seed in range(60)]
+        assert np.mean([e.se for e in each]) == pytest.approx(np.std([e.value for e in each], ddof=1), rel=0.2)
+
+
 def test_infinite_window_equals_the_whole_past():
     drawn = kernels.draw(small(), 1)
     tokens = Sampler(drawn, 0).sample("test", 0, 50, 12)
