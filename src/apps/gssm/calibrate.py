@@ -217,7 +217,7 @@ def _curve(cfg: CalibrateConfig, target: float, options: dict[str, Any]) -> Iter
     chosen = cfg.solve
     if not chosen.curve or chosen.free not in SIDES:
         return
-    effort = replace(cfg.measure, sequences=-(-cfg.measure.sequences // CURVE))
+    effort = replace(cfg.measure, sequences=max(cfg.measure.sequences // CURVE, 2))
     options = {**options, "cfg": effort, "tolerance": chosen.tolerance or TOLERANCE}
     for fixed in tqdm(LogGrid(chosen.low, min(chosen.high, 1.0), chosen.curve).values(), desc="iso-difficulty curve", disable=None):
         try:

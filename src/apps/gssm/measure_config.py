@@ -8,7 +8,7 @@ from dataclasses import field, replace
 from typing import NamedTuple
 
 from src.nanollama.config import ConfigError, Entry
-from src.nanollama.config.schema import Count, Int, Positive, PositiveFloat, config
+from src.nanollama.config.schema import Count, Int, Positive, PositiveFloat, Several, config
 
 from .config import EXPERIMENTS, GssmConfig
 from .graph import Graph, build
@@ -19,7 +19,7 @@ class MeasureConfig:
     """How much data each measure sees. Its own seed: measuring draws nothing that a training would."""
 
     tokens: Positive = 131_072  # gzip; and to fit, and again to score, each n-gram model
-    sequences: Positive = 256  # exact losses; each of data.seq_len predicted tokens; fewer where the filter is slow
+    sequences: Several = 256  # exact losses; each of data.seq_len predicted tokens; fewer where the filter is slow
     seed: Int = 0
     ngrams: tuple[Positive, ...] = (3,)
     windows: tuple[Positive, ...] = (1, 2, 4, 8, 16)  # left out where they would take minutes

@@ -45,9 +45,10 @@ def score(target: Array, predicted: Array, mean: Array) -> Score:
 
 
 def by_position(target: Array, predicted: Array, mean: Array) -> Array:
-    """R2 at every position, (T,): explained share of the variation that all positions have on average."""
+    """R2 at every position, (T,): explained share of the variation that all positions have on average; 0 where there is none."""
     residual = ((target - predicted) ** 2).sum(axis=2).mean(axis=0)
-    return 1 - residual / ((target - mean) ** 2).sum(axis=2).mean()
+    total = ((target - mean) ** 2).sum(axis=2).mean()
+    return 1 - residual / total if total else np.zeros_like(residual)
 
 
 def fit_linear(features: Tensor, targets: Tensor, ridge: float) -> Predict:

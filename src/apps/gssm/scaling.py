@@ -44,6 +44,9 @@ def laws(runs: Sequence[Run], cfg: ScalingConfig) -> dict[str, Any]:
     """Curves of (x, mean excess, standard error, repetitions), each with its law. Runs without an excess loss are counted and left out."""
     points: dict[str, dict[float, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     left_out = []
+    for key in cfg.by:
+        if all(_lookup(one.config, key) is None for one in runs):
+            raise ConfigError(f"by={key}: the config of none of the {len(runs)} runs has this key, or all leave it empty")
     for one in runs:
         x, excess = abscissa(one, cfg.x), excess_loss(one.result, cfg.loss)
         if x is None or excess is None or excess <= 0:
@@ -101,7 +104,7 @@ def table(found: Mapping[str, Any]) -> str:
         for x, excess, se, count in zip(curve["x"], curve["excess"], curve["se"], curve["repetitions"], strict=True):
             lines.append(f"  {found['x']} {x:>12.4g}   excess {excess:.4f} ± {se:.4f}   ({count} run{'s' * (count > 1)})")
     if found["left_out"]:
-        lines.append(f"left out, for want of a positive excess loss: {', '.join(found['left_out'])}")
+        lines.append(f"left out, for want of a positive excess loss or of a value of {found['x']}: {', '.join(found['left_out'])}")
     return "\n".join(lines)
 
 

@@ -90,7 +90,9 @@ def test_the_command_averages_seeds_separates_curves_and_names_what_it_leaves_ou
         assert curve["repetitions"] == [3] * 5 and not curve["law"]["problem"]
         assert curve["law"]["b_interval"][0] <= b <= curve["law"]["b_interval"][1]
     out = capsys.readouterr().out
-    assert "exponent" in out and "left out, for want of a positive excess loss: no floor" in out
+    assert run_command(SCALING, scaling.__wrapped__, [args[0], "by=[alpha_x]", f"run_dir={tmp_path / 'typo'}"]) == 2
+    assert "by=alpha_x: the config of none of the 31 runs has this key" in capsys.readouterr().err
+    assert "exponent" in out and "left out, for want of a positive excess loss or of a value of parameters: no floor" in out
     assert "Scaling laws" in (tmp_path / "out" / "scaling.html").read_text()
 
 
