@@ -110,15 +110,14 @@ class Meter:
         prior = self.filter.occupancy(positions)
         tokens = self.sampler.sample("floor", 0, self.sequences, self.seq_len + 1)
         starts = np.random.Generator(np.random.Philox(key=width)).integers(0, positions, (len(tokens), WINDOWS_PER_SEQUENCE))
-        losses = np.empty(len(tokens))
+        excess = np.empty(len(tokens))
         for first in range(0, len(tokens), BLOCK):
             rows, at = tokens[first : first + BLOCK], starts[first : first + BLOCK]
-            law = self.filter.predictive(rows)
-            full = np.take_along_axis(law, (at + width)[..., None], axis=1)
+            full = np.take_along_axis(self.filter.predictive(rows), (at + width)[..., None], axis=1)
             windows = np.take_along_axis(rows[:, None], at[..., None] + np.arange(width + 1), axis=2)
             short = self.filter.window_predictive(windows.reshape(-1, width + 1), prior).reshape(full.shape)
-            losses[first : first + BLOCK] = _entropy(law[:, 1:]).mean(axis=1) + _divergence(full, short).mean(axis=1)
-        return _over_sequences(losses)
+            excess[first : first + BLOCK] = _divergence(full, short).mean(axis=1)
+        return _over_sequences(self._floor.per_sequence + excess)
 
 
 MEASURES: dict[str, Callable[[Meter], Estimate]] = {
@@ -190,11 +189,6 @@ def combine(rows: list[dict[str, Any]]) -> dict[str, Any]:
         else:
             mean[key] = first
     return mean
-
-
-def _entropy(p: Array) -> Array:
-    """In nats, over the last axis."""
-    return -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=-1)
 
 
 def _divergence(p: Array, q: Array) -> Array:
