@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.apps.gssm.power_law import fit
-from src.apps.gssm.scaling import abscissa, excess_loss, scaling
-from src.apps.gssm.scaling_config import SCALING
+from src.apps.gssm.scaling import abscissa, excess_loss, laws, scaling
+from src.apps.gssm.scaling_config import SCALING, ScalingConfig
 from src.nanollama.config import ConfigError, compose, write_json
 from src.nanollama.config.main import run_command
+from src.nanollama.report import find_runs
 
 X = np.geomspace(1e3, 1e6, 7)
 
@@ -94,6 +95,17 @@ def test_the_command_averages_seeds_separates_curves_and_names_what_it_leaves_ou
     assert "by=alpha_x: the config of none of the 31 runs has this key" in capsys.readouterr().err
     assert "exponent" in out and "left out, for want of a positive excess loss or of a value of parameters: no floor" in out
     assert "Scaling laws" in (tmp_path / "out" / "scaling.html").read_text()
+
+
+def test_a_repetition_below_the_floor_counts_in_its_mean(tmp_path) -> None:
+    """Noise around a small excess has both signs; without the negative ones the mean would be too high."""
+    for size, excesses in ((1000, (0.5, 0.3)), (4000, (0.03, -0.01)), (16000, (0.01, -0.02))):
+        for seed, excess in enumerate(excesses):
+            write_run(tmp_path / f"{size}-{seed}", size, seed, excess)
+    found = laws(find_runs([tmp_path]), ScalingConfig(runs=("x",)))
+    (curve,) = found["curves"]
+    assert curve["x"] == [1000, 4000] and curve["excess"] == pytest.approx([0.4, 0.01]) and curve["repetitions"] == [2, 2]
+    assert sorted(found["left_out"]) == ["16000-0", "16000-1"]
 
 
 def test_loss_and_abscissa_are_read_from_the_run() -> None:
