@@ -25,6 +25,7 @@ from .measure_config import CALIBRATE, CalibrateConfig, LogGrid, MeasureConfig, 
 
 SCAN = 9  # concentrations tried, evenly in log alpha, when the ends of the interval do not bracket the target
 PLAIN_TOLERANCE = 0.002  # for measures without a standard error
+LEAST_TOLERANCE = 1e-4  # at least this, where chains in fixed cycles leave next to no standard error
 TOLERANCE = 0.005  # at most this, whatever the standard error
 SIDES = ("alpha_X", "alpha_Z")
 CURVE = 4  # points of a curve use this many times fewer sequences
@@ -76,8 +77,8 @@ def solve(
 ) -> Solution:
     """Find alpha in [low, high] at which the measure ``name`` of ``graph_at(alpha)``, with the kernels of ``graph_seed``, is ``target``.
 
-    ``tolerance``: how near counts as equal; by default a quarter of the measure's own standard error. Raises ``Unreachable``, with the
-    range of the measure, where no two concentrations that were tried lie on either side of the target.
+    ``tolerance``: how near counts as equal; by default a quarter of the measure's own standard error, between .0001 and .005. Raises
+    ``Unreachable``, with the range of the measure, where no two concentrations that were tried lie on either side of the target.
     """
     cfg = cfg or MeasureConfig()
 
@@ -117,7 +118,7 @@ class Search:
         if at not in self.tried:
             self.tried[at] = self.read(at)
         found = self.tried[at]
-        near = self.tolerance or (min(found.se / 4, TOLERANCE) if found.se else PLAIN_TOLERANCE)
+        near = self.tolerance or (min(max(found.se / 4, LEAST_TOLERANCE), TOLERANCE) if found.se else PLAIN_TOLERANCE)
         return 0.0 if abs(found.value - self.target) <= near else found.value - self.target
 
     def crosses(self, low: float, high: float) -> bool:

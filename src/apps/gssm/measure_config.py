@@ -69,7 +69,7 @@ class SolveConfig:
     free: str = "alpha_Z"  # alpha_X, alpha_Z, or the name of a node
     low: PositiveFloat = 1e-3
     high: PositiveFloat = 10.0
-    tolerance: PositiveFloat | None = None  # None: a quarter of the standard error; .002 for measures that have none
+    tolerance: PositiveFloat | None = None  # None: a quarter of the standard error, .0001 to .005; .002 where there is none
     curve: Count = 7  # points of the iso-difficulty curve alpha_Z(alpha_X), from low to at most 1; 0: none
 
 

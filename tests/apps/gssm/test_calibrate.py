@@ -47,6 +47,12 @@ def test_an_unreachable_target_says_so_with_the_range(target):
         calibrate.solve(seed_graph, target, seq_len=32, cfg=QUICK)
 
 
+def test_a_measure_with_next_to_no_noise_need_not_be_met_to_the_last_digit():
+    """As where latents run through fixed cycles: the curve has steps far below its use, and standard errors below those."""
+    search = calibrate.Search(lambda a: Estimate(1e-6 * np.floor(1e6 * a), se=1e-9), 0.3000005, None)
+    assert search.root(*search.bracket(-1.0, 1.0)) == pytest.approx(0.3, abs=1e-4)
+
+
 def test_root_finding_on_a_curve_that_is_not_monotone():
     """Below the bend the target is met twice; the upper crossing is taken, and a jump is no crossing."""
 
