@@ -145,8 +145,8 @@ def profile(rows: Sequence[Row]) -> Figure:
 
 
 def maps(rows: Sequence[Row]) -> Panels:
-    """A heat map a measure over (alpha_X, alpha_Z); ``rows`` in the order of the survey, alpha_Z fastest."""
-    xs, zs = (list(dict.fromkeys(row[key] for row in rows)) for key in ("alpha_X", "alpha_Z"))
+    """Each measure over (alpha_X, alpha_Z): a heat map, or a curve where one of them has a single value. ``rows``: as of ``survey``."""
+    axes = {key: list(dict.fromkeys(row[key] for row in rows)) for key in ("alpha_X", "alpha_Z")}
     figures = []
     for key, title in MAPPED.items():
         values = [row[key] for row in rows]
@@ -154,16 +154,32 @@ def maps(rows: Sequence[Row]) -> Panels:
             continue
         if key == "bayes_loss":
             title = f"upper bound on the {title}" if any(map(_bounded, rows)) else f"exact {title}"
-        grid = [[values[i * len(zs) + j] for i in range(len(xs))] for j in range(len(zs))]
-        trace = {
-            "type": "heatmap", "x": xs, "y": zs, "z": grid, "colorscale": [[0, "var(--wash)"], [1, "var(--c1)"]],
-            "colorbar": {"thickness": 10, "outlinewidth": 0}, "showlegend": False,
-            "hovertemplate": "alpha_X %{x:.3g}<br>alpha_Z %{y:.3g}<br>%{z:.4f}<extra></extra>",
-        }  # fmt: skip
-        layout = {"xaxis": {**LOG_AXIS, "title": {"text": "alpha_X"}}, "yaxis": {**LOG_AXIS, "title": {"text": "alpha_Z"}}}
-        figures.append(Figure([trace], layout, title=title, height=300))
+        draw = heat_map if all(len(axis) > 1 for axis in axes.values()) else section
+        figures.append(draw(axes, values, title))
     caption = "Small alpha_X: latents are easy to infer from tokens. Small alpha_Z: latents are easy to predict from the past."
     return Panels(figures, caption)
+
+
+def heat_map(axes: Mapping[str, Sequence[float]], values: Sequence[float], title: str) -> Figure:
+    """``values`` with alpha_Z fastest, as colours."""
+    xs, zs = axes["alpha_X"], axes["alpha_Z"]
+    trace = {
+        "type": "heatmap", "x": xs, "y": zs, "z": [[values[i * len(zs) + j] for i in range(len(xs))] for j in range(len(zs))],
+        "colorscale": [[0, "var(--wash)"], [1, "var(--c1)"]], "colorbar": {"thickness": 10, "outlinewidth": 0}, "showlegend": False,
+        "hovertemplate": "alpha_X %{x:.3g}<br>alpha_Z %{y:.3g}<br>%{z:.4f}<extra></extra>",
+    }  # fmt: skip
+    layout = {"xaxis": {**LOG_AXIS, "title": {"text": "alpha_X"}}, "yaxis": {**LOG_AXIS, "title": {"text": "alpha_Z"}}}
+    return Figure([trace], layout, title=title, height=300)
+
+
+def section(axes: Mapping[str, Sequence[float]], values: Sequence[float], title: str) -> Figure:
+    """``values`` over the axis that has several points."""
+    key = max(axes, key=lambda key: len(axes[key]))
+    trace = {
+        "x": axes[key], "y": values, "mode": "lines+markers", "line": {"color": series_colour(0)}, "showlegend": False,
+        "hovertemplate": f"{key} %{{x:.3g}}<br>%{{y:.4f}}<extra></extra>",
+    }  # fmt: skip
+    return Figure([trace], {"xaxis": {**LOG_AXIS, "title": {"text": key}}, "yaxis": {}}, title=title, height=300)
 
 
 def iso_curve(curves: Mapping[int, Sequence[tuple[float, float]]], measure: str, target: str) -> Figure:

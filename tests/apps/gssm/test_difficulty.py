@@ -7,9 +7,8 @@ import pytest
 import yaml
 from naive_gssm import reference_graph, steps
 
-from src.apps.gssm import difficulty, graph, kernels
+from src.apps.gssm import difficulty, difficulty_page, graph, kernels
 from src.apps.gssm.config import GssmConfig, domain, resolve
-from src.apps.gssm.difficulty_page import setups_yaml
 from src.apps.gssm.filter import Filter
 from src.apps.gssm.measure_config import DifficultyConfig, LogGrid, MapConfig, MeasureConfig, resolve_difficulty, settings
 from src.apps.gssm.node import NodeConfig
@@ -144,11 +143,20 @@ def test_a_setup_is_measured_on_the_kernels_that_a_training_on_it_has():
 
 def test_what_is_printed_as_setups_can_be_pasted():
     rows = {"a": {"alpha_X": None, "alpha_Z": 0.123456789, "graph_seed": 3, "difficulty": 1.23456}}
-    pasted = yaml.safe_load(setups_yaml(rows))["setups"]
+    pasted = yaml.safe_load(difficulty_page.setups_yaml(rows))["setups"]
     assert pasted == {"a": {"alpha_X": None, "alpha_Z": 0.123457, "graph_seed": 3, "difficulty": 1.235}}
     nodes = (node("Z", 3), NodeConfig(name="X", state_dim=4, parents=("Z",), alpha=0.1))
     resolved = resolve(GssmConfig(gssm=nodes, setups=pasted, setup="a"))
     assert (resolved.alpha_X, resolved.alpha_Z, resolved.graph_seed) == (None, 0.123457, 3)
+
+
+def test_a_map_of_one_axis_is_a_curve():
+    """A heat map of one column shows nothing on a logarithmic axis, nor does one over a concentration that no node takes."""
+    rows = [{"alpha_X": None, "alpha_Z": z, "gzip_legacy": 5 * z, "bigram_loss": z, "bayes_loss": z} for z in (0.01, 0.1)]
+    (trace,) = difficulty_page.maps(rows).figures[0].data
+    assert trace["x"] == [0.01, 0.1] and trace["y"] == [0.05, 0.5] and "type" not in trace
+    (heat,) = difficulty_page.maps([{**row, "alpha_X": x} for x in (1, 2) for row in rows]).figures[0].data
+    assert heat["type"] == "heatmap" and (heat["x"], heat["y"], heat["z"]) == ([1, 2], [0.01, 0.1], [[0.05, 0.05], [0.5, 0.5]])
 
 
 def command(module, *args):
