@@ -191,7 +191,7 @@ def iso_curve(curves: Mapping[int, Sequence[tuple[float, float]]], measure: str,
         }
         for i, (seed, points) in enumerate(curves.items())
     ]  # fmt: skip
-    caption = f"All points have {measure} = {target}; where a curve ends, no concentration in the interval reaches it."
+    caption = f"All points have {measure} = {target}; where a point is missing, none in the interval was found."
     layout = {"xaxis": {**LOG_AXIS, "title": {"text": "alpha_X"}}, "yaxis": {"type": "log", "dtick": "D2", "minorloglabels": "complete"}}
     return Figure(traces, layout, caption, title="alpha_Z")
 
