@@ -67,6 +67,18 @@ def test_the_mlp_finds_what_no_line_can_and_never_loses_much_to_it() -> None:
     assert score(np.zeros((1000, 1, 1)) + 1, kept(fresh).numpy()[:, None] + 1, np.array([0.0])).r2 > 0.9  # early stopping: no invention
 
 
+def test_a_feature_that_the_mlp_was_not_fitted_on_does_not_carry_it_away() -> None:
+    """As the code of a token that comes in the scored sequences only."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(4000, 2)), np.zeros((4000, 1))], axis=1).astype(np.float32)
+    y = torch.from_numpy(x[:, :1] * x[:, 1:2])
+    seen = torch.from_numpy(x)
+    predict = fit_mlp(seen, y, fit_linear(seen, y, 1e-6), 32, 10, seed=0)
+    new = seen[:100].clone()
+    new[:, 2] = 1.0
+    assert ((predict(seen) - y) ** 2).mean() < 0.8 and torch.allclose(predict(new), predict(seen[:100]), atol=1e-5)
+
+
 def test_score_is_one_minus_residual_over_total_with_the_error_of_a_mean() -> None:
     rng = np.random.default_rng(1)
     target = rng.normal(size=(400, 5, 3))
