@@ -16,6 +16,7 @@ from src.nanollama.arrays import Array
 EXPONENTS = np.geomspace(0.02, 5.0, 300)
 INSIDE = 200  # exponents of an interval whose plateaus are looked at
 LEVEL = 0.95
+ROUNDING = 1e-20  # squared relative error that means nothing, however well the points lie on a law
 LEAST_SPAN = 4.0  # factor between the smallest and the largest x
 LEAST_POINTS = 4  # one more than there are parameters
 
@@ -59,7 +60,7 @@ def fit(x: Array, y: Array, se: Array | None = None) -> PowerLaw | None:
     b, least = profile.minimum()
     a, c = profile.best(b)
     freedom = max(1, len(x) - 3)
-    noise = max(least / freedom, 0.0 if se is None else float(np.mean((np.asarray(se) / y) ** 2)))
+    noise = max(least / freedom, ROUNDING, 0.0 if se is None else float(np.mean((np.asarray(se) / y) ** 2)))
     level = least + t.ppf((1 + LEVEL) / 2, freedom) ** 2 * noise
     b_interval = profile.interval(b, level)
     c_interval = profile.plateaus(b, b_interval, level)

@@ -57,6 +57,7 @@ def test_what_the_points_do_not_determine_is_called_so() -> None:
     flat = fit(X, 0.1 * np.exp(0.02 * rng.normal(size=len(X))))
     assert "exponents from" in flat.problem
     assert str(flat).startswith("not identifiable")
+    assert "exponents from" in fit(X, np.full(len(X), 0.1)).problem and "exponents from" in fit(X, X**0.2).problem
     assert fit(np.array([5.0, 5.0]), np.array([1.0, 1.1])) is None
     with pytest.raises(ValueError, match="positive"):
         fit(X, -X)
