@@ -271,7 +271,7 @@ def report(folder: Path) -> int:
 
 
 def place(argv: Sequence[str]) -> Path:
-    """The demo's new folder. Raises ConfigError for arguments that it does not have, or a folder in use."""
+    """The demo's new folder. Raises ConfigError for arguments that it does not have, or a folder in use or that cannot be made."""
     unknown = [arg for arg in argv if arg != "--quick" and not arg.startswith("run_dir=")]
     if unknown:
         raise ConfigError(f"{unknown[0]}: the demo takes --quick and run_dir=PATH")
@@ -279,7 +279,10 @@ def place(argv: Sequence[str]) -> Path:
     folder = Path(given).expanduser().absolute() if given else new_folder("demo").absolute()
     if folder.exists() and (not folder.is_dir() or (given and any(folder.iterdir()))):
         raise ConfigError(f"run_dir={given}: is not an empty folder; the demo starts from nothing, give it a new one")
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder {folder}: {error.strerror}; give a writable place with run_dir=PATH") from error
     return folder
 
 

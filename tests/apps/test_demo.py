@@ -92,6 +92,8 @@ def test_where_it_goes(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="not an empty folder"):
         demo.place([f"run_dir={tmp_path}"])
+    with pytest.raises(ConfigError, match=r"cannot make the folder .*: Not a directory; give a writable place"):
+        demo.place([f"run_dir={tmp_path / 'file' / 'below'}"])
     assert demo.place([f"run_dir={tmp_path / 'new'}"]) == tmp_path / "new"
 
 

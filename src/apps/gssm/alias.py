@@ -3,7 +3,8 @@
 An alias table (Walker 1977, built as in Vose 1991) draws from K outcomes with one load: outcome c stands alone with some probability
 and shares its slot with one other outcome. Both fit in 32 bits: the alias in the low b = ceil(log2 K) bits, the threshold above. A
 32-bit random word r gives the slot c = floor(r K / 2^32), and the fraction left over is compared with the threshold. Everything is
-integer arithmetic, so two implementations agree bit for bit; each probability is off by at most 2^-32 from the float64 table.
+integer arithmetic, so two implementations agree bit for bit. A slot's share and its threshold are off by up to 2^-32 each, and an outcome
+that is the alias of many slots by the sum of theirs: 4 x 2^-32 was the most seen with 256 outcomes, 11 x 2^-32 with 60,000.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from src.nanollama.config import RunFolder, main, write_json
+from src.nanollama.config import ConfigError, RunFolder, main, write_json
 
 from .inspect_config import BELIEFS, BeliefsConfig
 
@@ -54,6 +54,8 @@ class Study:
         self.tokens, states = trained.sampler.sample_with_latents("probe", 0, total, trained.seq_len)
         marginals = trained.filter.beliefs(self.tokens)
         latents = trained.kernels.graph.latents
+        if not latents:
+            raise ConfigError(f"{trained.path}: its graph has no latent node to have beliefs about; src.apps.gssm.positions works")
         self.names = [node.name for node in latents]
         self.ends = np.cumsum([node.state_dim for node in latents])
         one_hot = [np.eye(node.state_dim)[states[..., i]] for i, node in enumerate(latents)]

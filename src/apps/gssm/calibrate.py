@@ -21,11 +21,13 @@ from src.nanollama.report.format import plus_minus
 from . import kernels
 from .difficulty import Estimate, Meter, measure
 from .graph import Graph, build
-from .measure_config import CALIBRATE, Alphas, CalibrateConfig, LogGrid, MeasureConfig, family, setup_of
+from .measure_config import CALIBRATE, CalibrateConfig, LogGrid, MeasureConfig, family, setup_of
 
 SCAN = 9  # concentrations tried, evenly in log alpha, when the ends of the interval do not bracket the target
 PLAIN_TOLERANCE = 0.002  # for measures without a standard error
+LEAST_TOLERANCE = 1e-4  # at least this, where chains in fixed cycles leave next to no standard error
 TOLERANCE = 0.005  # at most this, whatever the standard error
+SIDES = ("alpha_X", "alpha_Z")
 CURVE = 4  # points of a curve use this many times fewer sequences
 ROUGH = 8  # the first search uses this many times fewer tokens
 FIRST_WIDTH = 0.1  # of the second one's bracket, in log alpha, to either side
@@ -75,8 +77,8 @@ def solve(
 ) -> Solution:
     """Find alpha in [low, high] at which the measure ``name`` of ``graph_at(alpha)``, with the kernels of ``graph_seed``, is ``target``.
 
-    ``tolerance``: how near counts as equal; by default a quarter of the measure's own standard error. Raises ``Unreachable``, with the
-    range of the measure, where no two concentrations that were tried lie on either side of the target.
+    ``tolerance``: how near counts as equal; by default a quarter of the measure's own standard error, between .0001 and .005. Raises
+    ``Unreachable``, with the range of the measure, where no two concentrations that were tried lie on either side of the target.
     """
     cfg = cfg or MeasureConfig()
 
@@ -116,7 +118,7 @@ class Search:
         if at not in self.tried:
             self.tried[at] = self.read(at)
         found = self.tried[at]
-        near = self.tolerance or (min(found.se / 4, TOLERANCE) if found.se else PLAIN_TOLERANCE)
+        near = self.tolerance or (min(max(found.se / 4, LEAST_TOLERANCE), TOLERANCE) if found.se else PLAIN_TOLERANCE)
         return 0.0 if abs(found.value - self.target) <= near else found.value - self.target
 
     def crosses(self, low: float, high: float) -> bool:
@@ -167,7 +169,10 @@ class Search:
 
 @main(CALIBRATE)
 def calibrate(cfg: CalibrateConfig, run: RunFolder) -> dict[str, Any]:
-    """Solve on every graph seed, trace the curve, and write ``calibration.json``, ``difficulty.json``, ``setups.yaml`` and a page."""
+    """Solve on every graph seed, trace the curve, and write ``calibration.json``, ``difficulty.json``, ``setups.yaml`` and a page.
+
+    A setup holds for its graph seed only; the concentration of a single node is none, and then there is no ``setups.yaml``.
+    """
     from . import difficulty_page as page
 
     solutions, curves = [], {}
@@ -177,15 +182,17 @@ def calibrate(cfg: CalibrateConfig, run: RunFolder) -> dict[str, Any]:
         solutions.append(solve(family(cfg, cfg.solve.free), target, **options))
         print(_sentence(cfg, solutions[-1]))
         curves[seed] = list(_curve(cfg, target, options))
-    setups = {f"setup{s.graph_seed}": (*_alphas(cfg, s), s.estimate.value) for s in solutions}
-    snippet = page.setups_yaml(setups)
     rows = [_row(cfg, s) for s in solutions]
     write_json(run.path / "difficulty.json", rows[0] if len(rows) == 1 else {"settings": rows})
     found = {"free": cfg.solve.free, "solutions": [s.describe() for s in solutions], "curves": curves}
     write_json(run.path / "calibration.json", found)
-    (run.path / "setups.yaml").write_text(snippet)
     page.calibration_page(rows, found, cfg).write(run.path / "calibration.html")
-    print(f"\n{page.as_text(page.settings_table(rows))}\n\n{snippet}\n{run.path}/calibration.html, calibration.json, setups.yaml")
+    print(f"\n{page.as_text(page.settings_table(rows))}\n")
+    if cfg.solve.free in SIDES:
+        snippet = page.setups_yaml({f"setup{s.graph_seed}": _setup(cfg, s) for s in solutions})
+        (run.path / "setups.yaml").write_text(snippet)
+        print(f"{snippet}\n{run.path}/setups.yaml")
+    print(f"{run.path}/calibration.html, calibration.json")
     return {"alpha": solutions[0].alpha, cfg.solve.measure: solutions[0].estimate.value} if len(solutions) == 1 else {}
 
 
@@ -199,8 +206,9 @@ def _target(cfg: CalibrateConfig, seed: int) -> float:
     if cfg.solve.like is None:
         assert cfg.solve.target is not None  # checked in resolve
         return cfg.solve.target
-    model = build(cfg.gssm, *setup_of(cfg, cfg.solve.like, "solve.like"))
-    return Meter(kernels.draw(model, seed), cfg.data.seq_len, cfg.measure).read(cfg.solve.measure).value
+    like = setup_of(replace(cfg, graph_seed=seed), cfg.solve.like, "solve.like")
+    drawn = kernels.draw(build(cfg.gssm, like.alpha_X, like.alpha_Z), like.graph_seed)
+    return Meter(drawn, cfg.data.seq_len, cfg.measure).read(cfg.solve.measure).value
 
 
 def _curve(cfg: CalibrateConfig, target: float, options: dict[str, Any]) -> Iterator[tuple[float, float]]:
@@ -208,9 +216,9 @@ def _curve(cfg: CalibrateConfig, target: float, options: dict[str, Any]) -> Iter
     from tqdm import tqdm
 
     chosen = cfg.solve
-    if not chosen.curve or chosen.free not in ("alpha_X", "alpha_Z"):
+    if not chosen.curve or chosen.free not in SIDES:
         return
-    effort = replace(cfg.measure, sequences=-(-cfg.measure.sequences // CURVE))
+    effort = replace(cfg.measure, sequences=max(cfg.measure.sequences // CURVE, 2))
     options = {**options, "cfg": effort, "tolerance": chosen.tolerance or TOLERANCE}
     for fixed in tqdm(LogGrid(chosen.low, min(chosen.high, 1.0), chosen.curve).values(), desc="iso-difficulty curve", disable=None):
         try:
@@ -220,17 +228,17 @@ def _curve(cfg: CalibrateConfig, target: float, options: dict[str, Any]) -> Iter
         yield (fixed, found) if chosen.free == "alpha_Z" else (found, fixed)
 
 
-def _alphas(cfg: CalibrateConfig, solution: Solution) -> Alphas:
-    """alpha_X and alpha_Z of a solution."""
-    free = cfg.solve.free
-    return solution.alpha if free == "alpha_X" else cfg.alpha_X, solution.alpha if free == "alpha_Z" else cfg.alpha_Z
+def _setup(cfg: CalibrateConfig, solution: Solution) -> dict[str, Any]:
+    """A solution as an entry of ``setups``: with its graph seed, since it holds for no other kernels."""
+    alphas = {"alpha_X": cfg.alpha_X, "alpha_Z": cfg.alpha_Z, cfg.solve.free: solution.alpha}
+    return {**alphas, "graph_seed": solution.graph_seed, "difficulty": solution.estimate.value}
 
 
 def _row(cfg: CalibrateConfig, solution: Solution) -> dict[str, Any]:
     """All measures of a solution, as a row of ``difficulty``."""
     drawn = kernels.draw(family(cfg, cfg.solve.free)(solution.alpha), solution.graph_seed)
-    alpha_X, alpha_Z = _alphas(cfg, solution)
-    about = {"name": f"graph seed {solution.graph_seed}", "alpha_X": alpha_X, "alpha_Z": alpha_Z, "graph_seeds": [solution.graph_seed]}
+    alphas = {"alpha_X": cfg.alpha_X, "alpha_Z": cfg.alpha_Z}
+    about = {"name": f"graph seed {solution.graph_seed}", **alphas, "graph_seeds": [solution.graph_seed]}
     return {**about, cfg.solve.free: solution.alpha, **measure(drawn, cfg.data.seq_len, cfg.measure)}
 
 

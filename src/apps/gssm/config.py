@@ -37,8 +37,8 @@ EXPERIMENTS = "src/apps/gssm/configs"
 class SetupConfig:
     """A pair of concentrations, as ``calibrate`` prints it. ``difficulty`` is a note on what they were chosen for."""
 
-    alpha_X: PositiveFloat
-    alpha_Z: PositiveFloat
+    alpha_X: PositiveFloat | None  # None: every node it is meant for has its own
+    alpha_Z: PositiveFloat | None
     graph_seed: Int | None = None  # None: that of the whole config
     difficulty: PositiveFloat | None = None
 

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from src.nanollama.arrays import Array
 from src.nanollama.config import ConfigError, RunFolder, main
 from src.nanollama.config.folder import write_json
-from src.nanollama.report.format import plus_minus
 
 from . import compression, kernels, ngram
 from .estimate import bounds
@@ -107,7 +106,7 @@ class Meter:
         """
         if width > self.seq_len:
             raise ConfigError(f"window_{width} needs sequences of more than {width} tokens; data.seq_len is {self.seq_len}")
-        floor, positions = self._floor, self.seq_len + 1 - width
+        positions = self.seq_len + 1 - width
         prior = self.filter.occupancy(positions)
         tokens = self.sampler.sample("floor", 0, self.sequences, self.seq_len + 1)
         starts = np.random.Generator(np.random.Philox(key=width)).integers(0, positions, (len(tokens), WINDOWS_PER_SEQUENCE))
@@ -118,8 +117,7 @@ class Meter:
             windows = np.take_along_axis(rows[:, None], at[..., None] + np.arange(width + 1), axis=2)
             short = self.filter.window_predictive(windows.reshape(-1, width + 1), prior).reshape(full.shape)
             excess[first : first + BLOCK] = _divergence(full, short).mean(axis=1)
-        more = _over_sequences(excess)
-        return Estimate(floor.mean + more.value, math.hypot(floor.se, more.se or 0.0))
+        return _over_sequences(self._floor.per_sequence + excess)
 
 
 MEASURES: dict[str, Callable[[Meter], Estimate]] = {
@@ -151,13 +149,12 @@ def measure(kernels: Kernels, seq_len: int, cfg: MeasureConfig | None = None) ->
         found["bayes_estimator"] = "exact filter"
         if work(kernels.graph) * kernels.graph.vocab_size * seq_len <= WORK:
             found |= {f"window_{k}": meter.read(f"window_{k}").value for k in cfg.windows if k <= seq_len}
-        found |= {"bayes_loss": loss.value, "bayes_loss_se": loss.se}
+        found |= {"bayes_loss": loss.value, "bayes_loss_se": loss.se, "sequences": meter.sequences}
     scale = meter.log_vocab or 1.0
     found["bayes_share"] = None if found["bayes_loss"] is None else found["bayes_loss"] / scale
     return found | {
         "log_vocab": meter.log_vocab,
         "tokens": cfg.tokens,
-        "sequences": meter.sequences,
         "seq_len": seq_len,
         "row_entropy": {node.name: row_entropy(table) for node, table in zip(kernels.graph.nodes, kernels.tables, strict=True)},
     }
@@ -165,12 +162,12 @@ def measure(kernels: Kernels, seq_len: int, cfg: MeasureConfig | None = None) ->
 
 def _bounds(meter: Meter) -> dict[str, Any]:
     """What is known of the Bayes loss without an exact filter."""
-    cfg = meter.cfg
+    sequences = max(2, meter.cfg.sequences // BOUNDS)
     try:
-        found = bounds(meter.sampler, meter.seq_len, max(2, cfg.sequences // BOUNDS), threads=cfg.threads)
+        found = bounds(meter.sampler, meter.seq_len, sequences, threads=meter.cfg.threads)
     except ConfigError as error:
-        return {"bayes_loss": None, "bayes_loss_se": None, "bayes_estimator": str(error)}
-    above = {"bayes_loss": found.upper, "bayes_loss_se": found.upper_se, "bayes_estimator": found.name}
+        return {"bayes_loss": None, "bayes_loss_se": None, "bayes_estimator": str(error), "sequences": 0}
+    above = {"bayes_loss": found.upper, "bayes_loss_se": found.upper_se, "bayes_estimator": found.name, "sequences": sequences}
     return above | {"bayes_lower": found.lower, "bayes_lower_se": found.lower_se}
 
 
@@ -212,25 +209,25 @@ def survey(cfg: DifficultyConfig) -> list[dict[str, Any]]:
     """Every setting of ``cfg`` (or point of its map) measured on every graph seed: rows of ``combine`` with their concentrations."""
     from tqdm import tqdm
 
-    seeds = range(cfg.graph_seed, cfg.graph_seed + cfg.graph_seeds)
     points = settings(cfg)
     # a profile at every point of a map would take most of the time and be shown nowhere
     effort = replace(cfg.measure, ngrams=(), windows=()) if cfg.map.active else cfg.measure
     rows = []
-    with tqdm(total=len(points) * len(seeds), desc="measuring", unit="graph", disable=None) as bar:
-        for name, (alpha_X, alpha_Z) in points.items():
-            each = []
+    with tqdm(total=len(points) * cfg.graph_seeds, desc="measuring", unit="graph", disable=None) as bar:
+        for name, (alpha_X, alpha_Z, first) in points.items():
+            seeds, each = list(range(first, first + cfg.graph_seeds)), []
             for seed in seeds:
                 each.append(measure(kernels.draw(build(cfg.gssm, alpha_X, alpha_Z), seed), cfg.data.seq_len, effort))
                 bar.update()
-            rows.append({"name": name, "alpha_X": alpha_X, "alpha_Z": alpha_Z, **combine(each), "graph_seeds": list(seeds), "each": each})
+            rows.append({"name": name, "alpha_X": alpha_X, "alpha_Z": alpha_Z, **combine(each), "graph_seeds": seeds, "each": each})
     return rows
 
 
-def _bayes_note(row: dict[str, Any]) -> str:
-    """A sentence on a Bayes loss that is not exact."""
-    lower = f"; at least {plus_minus(row['bayes_lower'], row['bayes_lower_se'])}" if "bayes_lower" in row else ""
-    return f"{row['name']}: {row['bayes_note']}. In its place: {row['bayes_estimator']}{lower}"
+def _setup(row: dict[str, Any], cfg: DifficultyConfig) -> dict[str, Any]:
+    """A row as an entry of ``setups``."""
+    first = row["graph_seeds"][0]
+    own = {} if first == cfg.graph_seed else {"graph_seed": first}
+    return {"alpha_X": row["alpha_X"], "alpha_Z": row["alpha_Z"], **own, "difficulty": row["gzip_legacy"]}
 
 
 @main(DIFFICULTY)
@@ -240,13 +237,13 @@ def difficulty(cfg: DifficultyConfig, run: RunFolder) -> dict[str, Any]:
 
     rows = survey(cfg)
     write_json(run.path / "difficulty.json", rows[0] if len(rows) == 1 else {"settings": rows})
-    snippet = page.setups_yaml({f"setup{i}": (r["alpha_X"], r["alpha_Z"], r["gzip_legacy"]) for i, r in enumerate(rows, start=1)})
+    snippet = page.setups_yaml({f"setup{i}": _setup(row, cfg) for i, row in enumerate(rows, start=1)})
     (run.path / "setups.yaml").write_text(snippet)
     page.difficulty_page(rows, cfg).write(run.path / "difficulty.html")
     print(page.as_text(page.settings_table(rows)))
     if not cfg.map.active:
         print(f"\n{snippet.rstrip()}")
-    for note in dict.fromkeys(_bayes_note(row) for row in rows if "bayes_note" in row):
+    for note in page.bayes_notes(rows):
         print(f"\n{note}")
     print(f"\n{run.path}/difficulty.html, difficulty.json, setups.yaml")
     return {key: rows[0][key] for key in ("gzip_legacy", "gzip_normalised", "bayes_loss", "bayes_loss_se")} if len(rows) == 1 else {}

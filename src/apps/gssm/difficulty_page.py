@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from src.nanollama.report.format import fixed, plus_minus, significant
-from src.nanollama.report.page import Cell, Column, Figure, Page, Panels, Section, Table, series_colour
+from src.nanollama.report.page import Cell, Column, Figure, Page, Panels, Prose, Section, Table, series_colour
 
 from .measure_config import CalibrateConfig, DifficultyConfig
 
@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 MAPPED = {
     "gzip_legacy": "gzip, legacy: bytes per token",
     "bigram_loss": "bigram loss, nats per token",
-    "bayes_loss": "exact Bayes loss, nats per token",
+    "bayes_loss": "Bayes loss, nats per token",
 }
 LOG_AXIS = {"type": "log", "dtick": 1}
 GRAPH_ERROR = "± is the standard error over graph seeds."
@@ -43,7 +43,8 @@ def settings_table(rows: Sequence[Row]) -> Table:
         spread = [plus_minus(row[key], row.get(f"{key}_se_graphs")) if several else fixed(row[key]) for key in measured]
         loss_se = row.get("bayes_loss_se_graphs") if several else row["bayes_loss_se"]
         alphas = [significant(row["alpha_X"]), significant(row["alpha_Z"])]
-        cells.append([row["name"], *alphas, *spread, plus_minus(row["bayes_loss"], loss_se), fixed(row["bayes_share"], 3)])
+        mark = "≤ " if _bounded(row) else ""
+        cells.append([row["name"], *alphas, *spread, mark + plus_minus(row["bayes_loss"], loss_se), mark + fixed(row["bayes_share"], 3)])
     return Table(columns, cells, caption=_effort(rows[0]) + (f" {GRAPH_ERROR}" if several else ""))
 
 
@@ -62,21 +63,41 @@ def as_text(table: Table) -> str:
     return "\n".join([*(text for text in texts if text), *([table.caption] if table.caption else [])])
 
 
-def setups_yaml(setups: Mapping[str, tuple[float | None, float | None, float]]) -> str:
-    """Entries of ``setups`` (alpha_X, alpha_Z, difficulty), to paste in a config."""
+def setups_yaml(setups: Mapping[str, Row]) -> str:
+    """Entries of ``setups`` (alpha_X, alpha_Z, difficulty, ..), to paste in a config."""
     lines = ["setups:"]
-    for name, (alpha_X, alpha_Z, value) in setups.items():
-        x, z = ("null" if a is None else f"{a:.6g}" for a in (alpha_X, alpha_Z))
-        lines.append(f"  {name}: {{alpha_X: {x}, alpha_Z: {z}, difficulty: {value:.4g}}}")
+    for name, setup in setups.items():
+        entries = (f"{key}: {_yaml(value, 4 if key == 'difficulty' else 6)}" for key, value in setup.items())
+        lines.append(f"  {name}: {{{', '.join(entries)}}}")
     return "\n".join(lines) + "\n"
+
+
+def _yaml(value: float | None, digits: int) -> str:
+    return "null" if value is None else str(value) if isinstance(value, int) else f"{value:.{digits}g}"
 
 
 def difficulty_page(rows: Sequence[Row], cfg: DifficultyConfig) -> Page:
     """Table, then profiles, or maps when the config asks for one."""
     page = Page(f"Difficulty of {cfg.name}", "What makes these sequences hard, by several measures that need not agree.")
     if not cfg.map.active:
-        return page.add(Section("Measures", [settings_table(rows)]), Section("Profile", [profile(rows)]))
+        notes = [Prose(note) for note in bayes_notes(rows)]
+        return page.add(Section("Measures", [settings_table(rows), *notes]), Section("Profile", [profile(rows)]))
     return page.add(Section("Maps", [maps(rows)]), Section("Numbers", [settings_table(rows)], collapsed=True))
+
+
+def bayes_notes(rows: Sequence[Row]) -> list[str]:
+    """Sentences on Bayes losses that are not exact."""
+    notes = []
+    for row in rows:
+        if "bayes_note" in row:
+            lower = f"; at least {plus_minus(row['bayes_lower'], row['bayes_lower_se'])}" if _bounded(row) else ""
+            notes.append(f"{row['name']}: {row['bayes_note']}. In its place: {row['bayes_estimator']}{lower}")
+    return list(dict.fromkeys(notes))
+
+
+def _bounded(row: Row) -> bool:
+    """Whether the Bayes loss is an upper bound."""
+    return "bayes_lower" in row
 
 
 def calibration_page(rows: Sequence[Row], found: Row, cfg: CalibrateConfig) -> Page:
@@ -112,8 +133,9 @@ def profile(rows: Sequence[Row]) -> Figure:
             "marker": {"color": colour, "symbol": "square-open", "size": 9}, "hovertemplate": "%{x} tokens: %{y:.4f}<extra></extra>",
         })  # fmt: skip
         if row["bayes_loss"] is not None:
+            past = "whole past, upper bound" if _bounded(row) else "whole past"
             traces.append({
-                "x": [1, max([16, *map(_number, windows)])], "y": [row["bayes_loss"]] * 2, "name": f"{row['name']}: whole past",
+                "x": [1, max([16, *map(_number, windows)])], "y": [row["bayes_loss"]] * 2, "name": f"{row['name']}: {past}",
                 "mode": "lines", "line": {"color": colour, "dash": "dash"}, "hovertemplate": "whole past: %{y:.4f}<extra></extra>",
             })  # fmt: skip
     seen = {"type": "log", "dtick": "D2", "tickformat": "~s", "title": {"text": "tokens seen before the predicted one"}}
@@ -123,23 +145,41 @@ def profile(rows: Sequence[Row]) -> Figure:
 
 
 def maps(rows: Sequence[Row]) -> Panels:
-    """A heat map a measure over (alpha_X, alpha_Z); ``rows`` in the order of the survey, alpha_Z fastest."""
-    xs, zs = (list(dict.fromkeys(row[key] for row in rows)) for key in ("alpha_X", "alpha_Z"))
+    """Each measure over (alpha_X, alpha_Z): a heat map, or a curve where one of them has a single value. ``rows``: as of ``survey``."""
+    axes = {key: list(dict.fromkeys(row[key] for row in rows)) for key in ("alpha_X", "alpha_Z")}
     figures = []
     for key, title in MAPPED.items():
         values = [row[key] for row in rows]
         if any(value is None for value in values):
             continue
-        grid = [[values[i * len(zs) + j] for i in range(len(xs))] for j in range(len(zs))]
-        trace = {
-            "type": "heatmap", "x": xs, "y": zs, "z": grid, "colorscale": [[0, "var(--wash)"], [1, "var(--c1)"]],
-            "colorbar": {"thickness": 10, "outlinewidth": 0}, "showlegend": False,
-            "hovertemplate": "alpha_X %{x:.3g}<br>alpha_Z %{y:.3g}<br>%{z:.4f}<extra></extra>",
-        }  # fmt: skip
-        layout = {"xaxis": {**LOG_AXIS, "title": {"text": "alpha_X"}}, "yaxis": {**LOG_AXIS, "title": {"text": "alpha_Z"}}}
-        figures.append(Figure([trace], layout, title=title, height=300))
+        if key == "bayes_loss":
+            title = f"upper bound on the {title}" if any(map(_bounded, rows)) else f"exact {title}"
+        draw = heat_map if all(len(axis) > 1 for axis in axes.values()) else section
+        figures.append(draw(axes, values, title))
     caption = "Small alpha_X: latents are easy to infer from tokens. Small alpha_Z: latents are easy to predict from the past."
     return Panels(figures, caption)
+
+
+def heat_map(axes: Mapping[str, Sequence[float]], values: Sequence[float], title: str) -> Figure:
+    """``values`` with alpha_Z fastest, as colours."""
+    xs, zs = axes["alpha_X"], axes["alpha_Z"]
+    trace = {
+        "type": "heatmap", "x": xs, "y": zs, "z": [[values[i * len(zs) + j] for i in range(len(xs))] for j in range(len(zs))],
+        "colorscale": [[0, "var(--wash)"], [1, "var(--c1)"]], "colorbar": {"thickness": 10, "outlinewidth": 0}, "showlegend": False,
+        "hovertemplate": "alpha_X %{x:.3g}<br>alpha_Z %{y:.3g}<br>%{z:.4f}<extra></extra>",
+    }  # fmt: skip
+    layout = {"xaxis": {**LOG_AXIS, "title": {"text": "alpha_X"}}, "yaxis": {**LOG_AXIS, "title": {"text": "alpha_Z"}}}
+    return Figure([trace], layout, title=title, height=300)
+
+
+def section(axes: Mapping[str, Sequence[float]], values: Sequence[float], title: str) -> Figure:
+    """``values`` over the axis that has several points."""
+    key = max(axes, key=lambda key: len(axes[key]))
+    trace = {
+        "x": axes[key], "y": values, "mode": "lines+markers", "line": {"color": series_colour(0)}, "showlegend": False,
+        "hovertemplate": f"{key} %{{x:.3g}}<br>%{{y:.4f}}<extra></extra>",
+    }  # fmt: skip
+    return Figure([trace], {"xaxis": {**LOG_AXIS, "title": {"text": key}}, "yaxis": {}}, title=title, height=300)
 
 
 def iso_curve(curves: Mapping[int, Sequence[tuple[float, float]]], measure: str, target: str) -> Figure:
@@ -151,7 +191,7 @@ def iso_curve(curves: Mapping[int, Sequence[tuple[float, float]]], measure: str,
         }
         for i, (seed, points) in enumerate(curves.items())
     ]  # fmt: skip
-    caption = f"All points have {measure} = {target}; where a curve ends, no concentration in the interval reaches it."
+    caption = f"All points have {measure} = {target}; where a point is missing, none in the interval was found."
     layout = {"xaxis": {**LOG_AXIS, "title": {"text": "alpha_X"}}, "yaxis": {"type": "log", "dtick": "D2", "minorloglabels": "complete"}}
     return Figure(traces, layout, caption, title="alpha_Z")
 
@@ -161,7 +201,8 @@ def _number(key: str) -> int:
 
 
 def _effort(row: Row) -> str:
-    exact = f"; exact losses on {row['sequences']} sequences of {row['seq_len']} predictions" if row["bayes_loss"] is not None else ""
-    return f"gzip and n-grams on {row['tokens']} tokens{exact}; ln V = {row['log_vocab']:.4f}."
+    kind = "upper bounds (≤) on the Bayes loss" if _bounded(row) else "exact losses"
+    known = f"; {kind} on {row['sequences']} sequences of {row['seq_len']} predictions" if row["bayes_loss"] is not None else ""
+    return f"gzip and n-grams on {row['tokens']} tokens{known}; ln V = {row['log_vocab']:.4f}."
 
 

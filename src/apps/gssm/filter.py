@@ -34,13 +34,14 @@ _NONE = np.empty((0, 0))
 class Floor:
     """Bayes-optimal loss in nats per token, over the predicted positions (tokens 2 to seq_len + 1 of each sequence).
 
-    ``per_position`` has shape (seq_len,). The errors are standard errors over sequences.
+    ``per_position`` has shape (seq_len,), ``per_sequence`` (sequences,). The errors are standard errors over sequences.
     """
 
     mean: float
     se: float
     per_position: Array
     per_position_se: Array
+    per_sequence: Array
 
 
 class Filter:
@@ -151,11 +152,13 @@ def check_feasible(graph: Graph) -> None:
 def bayes_loss(sampler: Sampler, filter: Filter, seq_len: int, sequences: int = 256, split: str = "floor", start: int = 0) -> Floor:
     """Expected Bayes loss of sequences of ``seq_len + 1`` tokens, by averaging the predictive entropy along sampled ones."""
     losses = filter.entropy(sampler.sample(split, start, sequences, seq_len + 1))[:, 1:]
+    per_sequence = losses.mean(axis=1)
     return Floor(
         mean=float(losses.mean()),
-        se=float(losses.mean(axis=1).std(ddof=1) / np.sqrt(sequences)),
+        se=float(per_sequence.std(ddof=1) / np.sqrt(sequences)),
         per_position=losses.mean(axis=0),
         per_position_se=losses.std(axis=0, ddof=1) / np.sqrt(sequences),
+        per_sequence=per_sequence,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 
 from src.nanollama.config import ConfigError, Entry
-from src.nanollama.config.schema import ClusterConfig, Int, Positive, PositiveFloat, config
+from src.nanollama.config.schema import ClusterConfig, Int, Positive, PositiveFloat, Several, config
 
 
 @config
@@ -16,7 +16,7 @@ class InspectConfig:
     run_dir: str | None = None
     checkpoint: str | None = None  # RUN/checkpoints/STEP, or RUN for its newest
     seq_len: Positive | None = None  # None: as in training; a longer one shows how the model extrapolates
-    sequences: Positive = 128  # to score on; no training has seen them
+    sequences: Several = 128  # to score on; no training has seen them
     batch: Positive = 16  # sequences per forward pass
     seed: Int = 0  # of the sequences and of whatever is fitted
     device: str = "auto"
@@ -35,7 +35,7 @@ class BeliefsConfig(InspectConfig):
     """Config of ``src.apps.gssm.beliefs``."""
 
     name: str = "beliefs"
-    fit_sequences: Positive = 256  # to fit the probes on
+    fit_sequences: Several = 256  # to fit the probes on
     windows: tuple[Positive, ...] = (1, 4, 16)  # lengths of the last-k-tokens baselines
     ridge: PositiveFloat = 1e-4  # of the linear probe, in units of the features' variance
     hidden: Positive = 64  # units of the MLP probe's one hidden layer

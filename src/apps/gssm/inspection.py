@@ -56,5 +56,7 @@ def open_trained(cfg: InspectConfig) -> Trained:
     if "gssm" not in config:
         raise ConfigError(f"{path}: its run was trained on no graph (config.yaml has no gssm); give a run of src.apps.gssm.train")
     trained: GssmConfig = compose(TRAIN, [f"config={quoted((path.parent.parent / 'config.yaml').resolve())}"])
+    if trained.data.weights is not None:
+        raise ConfigError(f"{path}: its run mixed the setups {', '.join(trained.setups)} (data.weights), and no one law describes its data")
     tables = kernels.draw(graph.build(trained.gssm, trained.alpha_X, trained.alpha_Z), trained.graph_seed)
     return Trained(path, trained, model, tables, Filter(tables), Sampler(tables, cfg.seed), cfg.seq_len or trained.data.seq_len, device)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import field, replace
+from typing import NamedTuple
 
 from src.nanollama.config import ConfigError, Entry
-from src.nanollama.config.schema import Count, Int, Positive, PositiveFloat, config
+from src.nanollama.config.schema import Count, Int, Positive, PositiveFloat, Several, config
 
 from .config import EXPERIMENTS, GssmConfig
 from .graph import Graph, build
@@ -18,7 +19,7 @@ class MeasureConfig:
     """How much data each measure sees. Its own seed: measuring draws nothing that a training would."""
 
     tokens: Positive = 131_072  # gzip; and to fit, and again to score, each n-gram model
-    sequences: Positive = 256  # exact losses; each of data.seq_len predicted tokens; fewer where the filter is slow
+    sequences: Several = 256  # exact losses; each of data.seq_len predicted tokens; fewer where the filter is slow
     seed: Int = 0
     ngrams: tuple[Positive, ...] = (3,)
     windows: tuple[Positive, ...] = (1, 2, 4, 8, 16)  # left out where they would take minutes
@@ -68,7 +69,7 @@ class SolveConfig:
     free: str = "alpha_Z"  # alpha_X, alpha_Z, or the name of a node
     low: PositiveFloat = 1e-3
     high: PositiveFloat = 10.0
-    tolerance: PositiveFloat | None = None  # None: a quarter of the standard error; .002 for measures that have none
+    tolerance: PositiveFloat | None = None  # None: a quarter of the standard error, .0001 to .005; .002 where there is none
     curve: Count = 7  # points of the iso-difficulty curve alpha_Z(alpha_X), from low to at most 1; 0: none
 
 
@@ -81,47 +82,61 @@ class CalibrateConfig(GssmConfig):
     solve: SolveConfig = field(default_factory=SolveConfig)
 
 
-Alphas = tuple[float | None, float | None]  # alpha_X, alpha_Z
+class Setting(NamedTuple):
+    """What a law is drawn with, beside the nodes: the concentrations, and the graph seed (the first of several)."""
+
+    alpha_X: float | None
+    alpha_Z: float | None
+    graph_seed: int
 
 
-def settings(cfg: DifficultyConfig) -> dict[str, Alphas]:
-    """The concentrations to measure, by name: the points of the map, those in force, or each of ``setups``."""
-    if cfg.map.active:
-        xs: Sequence[float | None] = cfg.map.alpha_X.values() or [cfg.alpha_X]
-        zs: Sequence[float | None] = cfg.map.alpha_Z.values() or [cfg.alpha_Z]
-        return {f"point {i}": point for i, point in enumerate(itertools.product(xs, zs))}
-    if cfg.setup is None and (not cfg.setups or cfg.alpha_X is not None or cfg.alpha_Z is not None):
-        return {cfg.name: (cfg.alpha_X, cfg.alpha_Z)}
-    return {name: setup_of(cfg, name, "setup") for name in ([cfg.setup] if cfg.setup is not None else cfg.setups)}
+def settings(cfg: DifficultyConfig) -> dict[str, Setting]:
+    """The settings to measure, by name: the points of the map, the one in force, or each of ``setups``."""
+    if cfg.setup is None and cfg.setups and cfg.alpha_X is None and cfg.alpha_Z is None and not cfg.map.active:
+        return {name: setup_of(cfg, name, "setup") for name in cfg.setups}
+    chosen = in_force(cfg)
+    if not cfg.map.active:
+        return {cfg.setup or cfg.name: chosen}
+    xs: Sequence[float | None] = cfg.map.alpha_X.values() or [chosen.alpha_X]
+    zs: Sequence[float | None] = cfg.map.alpha_Z.values() or [chosen.alpha_Z]
+    return {f"point {i}": Setting(*point, chosen.graph_seed) for i, point in enumerate(itertools.product(xs, zs))}
 
 
-def setup_of(cfg: GssmConfig, name: str, key: str) -> Alphas:
-    """Concentrations of an entry of ``setups``; ``key`` is where the name was given."""
+def in_force(cfg: GssmConfig) -> Setting:
+    """The chosen setup, or what the whole config says."""
+    return Setting(cfg.alpha_X, cfg.alpha_Z, cfg.graph_seed) if cfg.setup is None else setup_of(cfg, cfg.setup, "setup")
+
+
+def setup_of(cfg: GssmConfig, name: str, key: str) -> Setting:
+    """An entry of ``setups``; ``key`` is where the name was given."""
     if name not in cfg.setups:
         raise ConfigError(f"{key}={name}: no such entry of setups; there are: {', '.join(cfg.setups) or 'none'}")
-    return cfg.setups[name].alpha_X, cfg.setups[name].alpha_Z
+    chosen = cfg.setups[name]
+    return Setting(chosen.alpha_X, chosen.alpha_Z, cfg.graph_seed if chosen.graph_seed is None else chosen.graph_seed)
 
 
 def resolve_difficulty(cfg: DifficultyConfig) -> DifficultyConfig:
     """Check the graph in every setting that will be measured."""
     _check_nodes(cfg)
-    for alphas in settings(cfg).values():
-        build(cfg.gssm, *alphas)
+    for setting in settings(cfg).values():
+        build(cfg.gssm, setting.alpha_X, setting.alpha_Z)
     return cfg
 
 
 def resolve_calibrate(cfg: CalibrateConfig) -> CalibrateConfig:
-    """Check the graph, the target and the bracket."""
+    """Put the chosen setup in force; check the graph, the target and the bracket."""
     _check_nodes(cfg)
+    cfg = replace(cfg, **in_force(cfg)._asdict(), setup=None)
     solve = cfg.solve
     if (solve.target is None) == (solve.like is None):
         raise ConfigError("give solve.target=VALUE (of solve.measure), or solve.like=NAME (an entry of setups to be as difficult as)")
     if solve.like is not None:
-        build(cfg.gssm, *setup_of(cfg, solve.like, "solve.like"))
+        build(cfg.gssm, *setup_of(cfg, solve.like, "solve.like")[:2])
     if solve.low >= solve.high:
         raise ConfigError(f"solve.low={solve.low} is not below solve.high={solve.high}")
-    for alpha in (solve.low, solve.high):
-        family(cfg, solve.free)(alpha)
+    low, high = map(family(cfg, solve.free), (solve.low, solve.high))
+    if low == high:
+        raise ConfigError(f"solve.free={solve.free}: no node takes it, all that it is meant for have their own alpha; name one of these")
     return cfg
 
 

@@ -13,7 +13,7 @@ Found = Mapping[str, Any]
 Trace = dict[str, Any]
 
 LAYERS = {"title": {"text": "layer (0: the embedding)"}, "dtick": 1}
-START = "Every sequence starts in the same, known state of the graph, so its first tokens are the easiest."
+START = "Every sequence starts in the same, known state of the graph, so there is little to infer at its first tokens."
 POSITION = {"title": {"text": "position in the sequence"}, "type": "log", "dtick": "D2", "tickformat": "~s"}
 
 
@@ -160,7 +160,8 @@ def scaling_page(found: Found) -> Page:
     layout = {"xaxis": x_axis, "yaxis": logarithmic | {"tickformat": "~g"}}
     which = "at the end of training" if found["loss"] == "final" else "at its lowest"
     caption = (
-        f"Held-out excess {which}; bars are one standard error over repetitions. No line is drawn where the points do not determine one."
+        f"Held-out excess {which}; bars are one standard error over repetitions (of a single run: over its evaluation's sequences). "
+        "No line is drawn where the points do not determine one."
     )
     columns = [
         Column("Curve", numeric=False),

@@ -1,8 +1,8 @@
 """Power laws of the excess loss, E(x) = c + a x^-b, with intervals, or the word that the points do not determine them.
 
 The exact floor is already taken off, so ``c`` is no free constant of nature: it is what more of ``x`` alone cannot remove (too few steps,
-too small a model). The fit minimises relative squared errors. Given (b, c) the best ``a`` is in closed form, so the two-dimensional
-profile is evaluated on a grid; intervals are its level sets (Bates and Watts 1988, section 6.1), the best grid point is then polished.
+too small a model). The fit minimises relative squared errors. Given b it is linear in a and c, so the profile over b is in closed form;
+intervals are its level sets (Bates and Watts 1988, section 6.1), with ends solved for between the points of a grid of exponents.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 from src.nanollama.arrays import Array
 
 EXPONENTS = np.geomspace(0.02, 5.0, 300)
-PLATEAUS = np.linspace(0.0, 0.999, 250)  # in units of the smallest excess
+INSIDE = 200  # exponents of an interval whose plateaus are looked at
 LEVEL = 0.95
+ROUNDING = 1e-20  # squared relative error that means nothing, however well the points lie on a law
 LEAST_SPAN = 4.0  # factor between the smallest and the largest x
 LEAST_POINTS = 4  # one more than there are parameters
 
@@ -55,41 +56,85 @@ def fit(x: Array, y: Array, se: Array | None = None) -> PowerLaw | None:
     if distinct < 2:
         return None
     scale = np.exp(np.log(x).mean())  # keeps a away from overflow
-    residuals, amplitudes = _profile(x / scale, y)
-    row, column = np.unravel_index(residuals.argmin(), residuals.shape)
-    a, b, c, least = _polish(x / scale, y, amplitudes[row, column], EXPONENTS[row], PLATEAUS[column] * y.min())
+    profile = Profile(x / scale, y)
+    b, least = profile.minimum()
+    a, c = profile.best(b)
     freedom = max(1, len(x) - 3)
-    noise = max(least / freedom, 0.0 if se is None else float(np.mean((np.asarray(se) / y) ** 2)))
-    inside = residuals <= least + t.ppf((1 + LEVEL) / 2, freedom) ** 2 * noise
-    inside[row, column] = True  # the grid has no point as good as the best one
-    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-    b_interval = min(b, float(EXPONENTS[rows[0]])), max(b, float(EXPONENTS[rows[-1]]))
-    c_interval = min(c, float(PLATEAUS[columns[0]] * y.min())), max(c, float(PLATEAUS[columns[-1]] * y.min()))
+    noise = max(least / freedom, ROUNDING, 0.0 if se is None else float(np.mean((np.asarray(se) / y) ** 2)))
+    level = least + t.ppf((1 + LEVEL) / 2, freedom) ** 2 * noise
+    b_interval = profile.interval(b, level)
+    c_interval = profile.plateaus(b, b_interval, level)
     problem = ""
     if distinct < LEAST_POINTS:
         problem = f"{distinct} different x, at least {LEAST_POINTS} are needed"
     elif x.max() / x.min() < LEAST_SPAN:
         problem = f"x spans a factor of {x.max() / x.min():.2g}, at least {LEAST_SPAN:g} is needed"
-    elif rows[0] == 0 or rows[-1] == len(EXPONENTS) - 1:
+    elif b_interval[0] <= EXPONENTS[0] or b_interval[1] >= EXPONENTS[-1]:
         problem = f"the points allow exponents from {b_interval[0]:.2g} to {b_interval[1]:.2g}, an end of the range searched"
     return PowerLaw(a * scale**b, b, c, b_interval, c_interval, problem)
 
 
-def _profile(x: Array, y: Array) -> tuple[Array, Array]:
-    """Sum of squared relative errors, and the ``a`` that minimises it, for every exponent (rows) and plateau (columns) of the grid."""
-    basis = x ** -EXPONENTS[:, None] / y  # (b, n)
-    rest = 1 - PLATEAUS[:, None] * y.min() / y  # (c, n)
-    squares = (basis**2).sum(axis=1, keepdims=True)
-    a = basis @ rest.T / squares  # positive, since both factors are
-    return ((rest**2).sum(axis=1) - a**2 * squares).clip(min=0), a
+class Profile:
+    """Sum of squared relative errors of laws through ``x`` and ``y``, both (n,), with the best a, c >= 0 for each exponent, (k,)."""
 
+    def __init__(self, x: Array, y: Array) -> None:
+        self.x, self.y = x, y
 
-def _polish(x: Array, y: Array, a: float, b: float, c: float) -> tuple[float, float, float, float]:
-    """The minimum near a grid point: a, b, c and the sum of squared relative errors there."""
-    from scipy.optimize import least_squares
+    def squares(self, b: Array) -> Array:
+        """The sums of squares, (k,)."""
+        return self._fit(b)[2]
 
-    bounds = ([-np.inf, EXPONENTS[0], 0.0], [np.inf, EXPONENTS[-1], y.min()])
-    start = [np.log(a), np.clip(b, EXPONENTS[0] * 1.001, EXPONENTS[-1] * 0.999), max(c, 1e-6 * y.min())]
-    found = least_squares(lambda p: (p[2] + np.exp(p[0]) * x ** -p[1]) / y - 1, start, bounds=bounds, x_scale="jac", xtol=1e-12, ftol=1e-12)
-    plateau = 0.0 if found.x[2] < 1e-6 * y.min() else float(found.x[2])  # the solver stays inside its bounds
-    return float(np.exp(found.x[0])), float(found.x[1]), plateau, float(2 * found.cost)
+    def best(self, b: float) -> tuple[float, float]:
+        """a and c of one exponent."""
+        a, c, _ = self._fit(np.array([b]))
+        return float(a[0]), float(c[0])
+
+    def minimum(self) -> tuple[float, float]:
+        """The best exponent, and the sum of squares there."""
+        from scipy.optimize import minimize_scalar
+
+        at = int(self.squares(EXPONENTS).argmin())
+        ends = EXPONENTS[max(at - 1, 0)], EXPONENTS[min(at + 1, len(EXPONENTS) - 1)]
+        found = minimize_scalar(self._one, bounds=ends, method="bounded", options={"xatol": 1e-9})
+        b = min(float(found.x), float(EXPONENTS[at]), key=self._one)
+        return b, self._one(b)
+
+    def interval(self, b: float, level: float) -> tuple[float, float]:
+        """The least and the largest exponent whose sum of squares is at most ``level``, as that of ``b`` is."""
+        inside = np.append(EXPONENTS[self.squares(EXPONENTS) <= level], b)
+        low, high = float(inside.min()), float(inside.max())
+        return self._end(low, EXPONENTS[low > EXPONENTS][-1:], level), self._end(high, EXPONENTS[high < EXPONENTS][:1], level)
+
+    def plateaus(self, b: float, interval: tuple[float, float], level: float) -> tuple[float, float]:
+        """The least and the largest plateau that an exponent of ``interval`` can have with a sum of squares of at most ``level``."""
+        _, plateau, rest = self._without_power(np.append(np.geomspace(*interval, INSIDE), b))
+        curvature = (plateau**2).sum(axis=1)
+        best = (rest * plateau).sum(axis=1) / curvature
+        spread = np.sqrt(((level - (rest**2).sum(axis=1)) / curvature + best**2).clip(min=0))
+        return max(0.0, float((best - spread).min())), max(0.0, float((best + spread).max()))
+
+    def _fit(self, b: Array) -> tuple[Array, Array, Array]:
+        """a, c and the sum of squares for each exponent."""
+        power, plateau, rest = self._without_power(b)
+        curvature = (plateau**2).sum(axis=1)
+        c = ((rest * plateau).sum(axis=1) / curvature).clip(min=0)
+        a = (power * (1 - c[:, None] / self.y)).sum(axis=1) / (power**2).sum(axis=1)
+        c = np.where(a < 0, (1 / self.y).sum() / (1 / self.y**2).sum(), c)  # a loss that rises with x: its best law is a constant
+        a = a.clip(min=0)
+        return a, c, ((1 - a[:, None] * power - c[:, None] / self.y) ** 2).sum(axis=1)
+
+    def _without_power(self, b: Array) -> tuple[Array, Array, Array]:
+        """x^-b / y, and what it cannot explain of 1 / y and of 1, each (k, n)."""
+        power = self.x ** -b[:, None] / self.y
+        along = power / (power**2).sum(axis=1, keepdims=True)
+        plateau, rest = (target - (power * target).sum(axis=1, keepdims=True) * along for target in (1 / self.y, np.ones_like(self.y)))
+        return power, plateau, rest
+
+    def _end(self, inside: float, beyond: Array, level: float) -> float:
+        """Where the sum of squares passes ``level`` between ``inside`` and the grid's next exponent, of which there may be none."""
+        from scipy.optimize import brentq
+
+        return float(brentq(lambda b: self._one(b) - level, inside, beyond[0])) if len(beyond) else inside
+
+    def _one(self, b: float) -> float:
+        return float(self.squares(np.array([b]))[0])

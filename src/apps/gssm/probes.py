@@ -45,9 +45,10 @@ def score(target: Array, predicted: Array, mean: Array) -> Score:
 
 
 def by_position(target: Array, predicted: Array, mean: Array) -> Array:
-    """R2 at every position, (T,): explained share of the variation that all positions have on average."""
+    """R2 at every position, (T,): explained share of the variation that all positions have on average; 0 where there is none."""
     residual = ((target - predicted) ** 2).sum(axis=2).mean(axis=0)
-    return 1 - residual / ((target - mean) ** 2).sum(axis=2).mean()
+    total = ((target - mean) ** 2).sum(axis=2).mean()
+    return 1 - residual / total if total else np.zeros_like(residual)
 
 
 def fit_linear(features: Tensor, targets: Tensor, ridge: float) -> Predict:
@@ -70,7 +71,9 @@ def fit_mlp(features: Tensor, targets: Tensor, linear: Predict, hidden: int, epo
 
     Stops where the last tenth of the rows, which it is not fitted on, is predicted best; that may be before the first step.
     """
-    centre, scale = features.mean(dim=0), features.std(dim=0) + 1e-6
+    centre, scale = features.mean(dim=0), features.std(dim=0)
+    # a feature that never varied, such as a token not yet seen, says nothing, however far from its mean it is later
+    scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.inf)
     generator = torch.Generator().manual_seed(seed)
     first, second = nn.Linear(features.shape[1], hidden), nn.Linear(hidden, targets.shape[1])
     with torch.no_grad():

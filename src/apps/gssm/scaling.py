@@ -41,16 +41,30 @@ def scaling(cfg: ScalingConfig, run: RunFolder) -> dict[str, Any]:
 
 
 def laws(runs: Sequence[Run], cfg: ScalingConfig) -> dict[str, Any]:
-    """Curves of (x, mean excess, standard error, repetitions), each with its law. Runs without an excess loss are counted and left out."""
+    """Curves of (x, mean excess, standard error, repetitions), each with its law.
+
+    Runs without an excess loss are left out, and named; so are repetitions whose mean is not positive. (Not single ones below zero: the
+    mean of the others would be too high.)
+    """
     points: dict[str, dict[float, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    runs_at: dict[tuple[str, float], list[str]] = defaultdict(list)
     left_out = []
+    for key in cfg.by:
+        if all(_lookup(one.config, key) is None for one in runs):
+            raise ConfigError(f"by={key}: the config of none of the {len(runs)} runs has this key, or all leave it empty")
     for one in runs:
         x, excess = abscissa(one, cfg.x), excess_loss(one.result, cfg.loss)
-        if x is None or excess is None or excess <= 0:
+        if x is None or excess is None:
             left_out.append(one.name)
             continue
         name = ", ".join(f"{key}={_lookup(one.config, key)}" for key in cfg.by) or "all runs"
         points[name][x].append((excess, float(one.result.get("excess_loss_se") or 0)))
+        runs_at[name, x].append(one.name)
+    for (name, x), names in runs_at.items():
+        if sum(excess for excess, _ in points[name][x]) <= 0:
+            left_out += names
+            del points[name][x]
+    points = {name: by_x for name, by_x in points.items() if by_x}
     if not points:
         raise ConfigError(f"none of the {len(runs)} runs has both a positive excess loss and a value for x={cfg.x}")
     curves = [_curve(name, by_x) for name, by_x in sorted(points.items())]
@@ -101,7 +115,7 @@ def table(found: Mapping[str, Any]) -> str:
         for x, excess, se, count in zip(curve["x"], curve["excess"], curve["se"], curve["repetitions"], strict=True):
             lines.append(f"  {found['x']} {x:>12.4g}   excess {excess:.4f} ± {se:.4f}   ({count} run{'s' * (count > 1)})")
     if found["left_out"]:
-        lines.append(f"left out, for want of a positive excess loss: {', '.join(found['left_out'])}")
+        lines.append(f"left out, for want of a positive excess loss or of a value of {found['x']}: {', '.join(found['left_out'])}")
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ def train_on(cfg: GssmConfig, run: RunFolder) -> dict[str, Any]:
     run.summary.update(source.floor_facts)
     result = train_model(cfg, run, source, source.held_out(cfg.eval.sequences), source.floor())
     if "bayes_upper" in result:
-        result["excess_between"] = [result["loss"] - result["bayes_upper"], result["loss"] - result["bayes_lower"]]
+        ends = ("upper", "lower")
+        result["excess_between"] = [result["loss"] - result[f"bayes_{end}"] for end in ends]
+        # not paired: the bounds are averages over other sequences
+        result["excess_between_se"] = [math.hypot(result["loss_se"], result[f"bayes_{end}_se"]) for end in ends]
     if isinstance(source, Files):
         result["epochs"] = result["steps"] * cfg.data.batch_size / source.sequences
     return result

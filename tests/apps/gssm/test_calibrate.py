@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from naive_gssm import reference_graph
 from test_difficulty import command
 
 from src.apps.gssm import calibrate
+from src.apps.gssm.config import SetupConfig
 from src.apps.gssm.difficulty import Estimate
 from src.apps.gssm.measure_config import CalibrateConfig, MeasureConfig, SolveConfig, family, resolve_calibrate
 from src.apps.gssm.node import NodeConfig
@@ -43,6 +45,12 @@ def test_any_measure_can_be_the_target(name, target):
 def test_an_unreachable_target_says_so_with_the_range(target):
     with pytest.raises(calibrate.Unreachable, match=r"cannot be reached with graph seed 0: .* lies between 0\.\d+ .* and 3\.4\d+"):
         calibrate.solve(seed_graph, target, seq_len=32, cfg=QUICK)
+
+
+def test_a_measure_with_next_to_no_noise_need_not_be_met_to_the_last_digit():
+    """As where latents run through fixed cycles: the curve has steps far below its use, and standard errors below those."""
+    search = calibrate.Search(lambda a: Estimate(1e-6 * np.floor(1e6 * a), se=1e-9), 0.3000005, None)
+    assert search.root(*search.bracket(-1.0, 1.0)) == pytest.approx(0.3, abs=1e-4)
 
 
 def test_root_finding_on_a_curve_that_is_not_monotone():
@@ -90,6 +98,23 @@ def test_bad_requests_are_refused_before_any_work(solve, message):
         resolve_calibrate(config(**solve))
 
 
+def test_the_chosen_setup_is_in_force():
+    cfg = resolve_calibrate(replace(config(target=1.0), setup="hard"))
+    assert (cfg.alpha_X, cfg.alpha_Z, cfg.setup) == (0.1, 0.2, None)
+    setups = {"hard": SetupConfig(alpha_X=0.1, alpha_Z=0.2, graph_seed=5), "free": SetupConfig(alpha_X=0.1, alpha_Z=0.2)}
+    pinned = replace(config(like="hard"), setups=setups, measure=QUICK)
+    free = replace(pinned, solve=SolveConfig(like="free"))
+    assert calibrate._target(pinned, 0) == calibrate._target(pinned, 1) == calibrate._target(free, 5)
+
+
+def test_a_side_that_no_node_takes_is_refused():
+    cfg = config(target=1.0)
+    own = tuple(replace(n, alpha=0.3) if n.name == "X" else n for n in cfg.gssm)
+    resolve_calibrate(replace(cfg, gssm=own))
+    with pytest.raises(ConfigError, match=r"solve\.free=alpha_X: no node takes it"):
+        resolve_calibrate(replace(cfg, gssm=own, solve=SolveConfig(target=1.0, free="alpha_X")))
+
+
 def test_the_command_solves_and_draws_the_curve(tmp_path):
     quick = ["measure.tokens=8192", "measure.sequences=32", "measure.windows=[1]", "data.seq_len=32", "solve.curve=2"]
     done = command("calibrate", "experiment=debug", *quick, "solve.target=1.3", f"run_dir={tmp_path}/run")
@@ -100,6 +125,10 @@ def test_the_command_solves_and_draws_the_curve(tmp_path):
     assert len(found["curves"]["0"]) == 1  # at alpha_X = 1 no alpha_Z is that easy
     setup = yaml.safe_load((tmp_path / "run/setups.yaml").read_text())["setups"]["setup0"]
     assert setup["alpha_Z"] == pytest.approx(solution["alpha"], rel=1e-5) and setup["alpha_X"] == 0.001
+    assert setup["graph_seed"] == 0  # it holds for no other kernels
     assert json.loads((tmp_path / "run/difficulty.json").read_text())["bayes_loss"] == pytest.approx(solution["value"])
+    done = command("calibrate", "experiment=debug", *quick, "solve.target=1.6", "solve.free=Z1", f"run_dir={tmp_path}/node")
+    assert done.returncode == 0 and "Z1 = " in done.stdout, done.stderr
+    assert "setups" not in done.stdout and not (tmp_path / "node/setups.yaml").exists()  # these know of no node's alpha
     done = command("calibrate", "experiment=debug", *quick, "solve.target=9", f"run_dir={tmp_path}/no")
     assert done.returncode == 2 and "cannot be reached" in done.stderr

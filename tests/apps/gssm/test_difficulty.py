@@ -4,9 +4,11 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 from naive_gssm import reference_graph, steps
 
-from src.apps.gssm import difficulty, graph, kernels
+from src.apps.gssm import difficulty, difficulty_page, graph, kernels
+from src.apps.gssm.config import GssmConfig, domain, resolve
 from src.apps.gssm.filter import Filter
 from src.apps.gssm.measure_config import DifficultyConfig, LogGrid, MapConfig, MeasureConfig, resolve_difficulty, settings
 from src.apps.gssm.node import NodeConfig
@@ -80,6 +82,13 @@ def test_one_token_of_context_is_the_bigram_level():
     assert meter.read("window_32").value == pytest.approx(meter.read("bayes_loss").value, abs=1e-3)
 
 
+def test_standard_errors_are_what_other_sequences_show():
+    drawn = kernels.draw(graph.build([node("Z1", 3, ("X",)), node("Z2", 3, ("X",)), node("X", 8, ("Z1", "Z2"))], 0.01, 0.1), 0)
+    for name in ("bayes_loss", "window_1"):
+        each = [difficulty.Meter(drawn, 32, MeasureConfig(sequences=64, seed=seed)).read(name) for seed in range(60)]
+        assert np.mean([e.se for e in each]) == pytest.approx(np.std([e.value for e in each], ddof=1), rel=0.2)
+
+
 def test_infinite_window_equals_the_whole_past():
     drawn = kernels.draw(small(), 1)
     tokens = Sampler(drawn, 0).sample("test", 0, 50, 12)
@@ -107,18 +116,47 @@ def test_combine_averages_over_graphs():
 
 def test_settings_of_a_config():
     nodes = (node("Z", 3), node("X", 4, ("Z",)))
-    setups = {"one": {"alpha_X": 0.1, "alpha_Z": 0.2}, "two": {"alpha_X": 0.3, "alpha_Z": 0.4}}
-    assert settings(DifficultyConfig(gssm=nodes, alpha_X=1, alpha_Z=2)) == {"gssm": (1, 2)}
-    assert settings(DifficultyConfig(gssm=nodes, setups=setups)) == {"one": (0.1, 0.2), "two": (0.3, 0.4)}
-    assert settings(DifficultyConfig(gssm=nodes, setups=setups, setup="two")) == {"two": (0.3, 0.4)}
+    setups = {"one": {"alpha_X": 0.1, "alpha_Z": 0.2}, "two": {"alpha_X": 0.3, "alpha_Z": 0.4, "graph_seed": 7}}
+    assert settings(DifficultyConfig(gssm=nodes, alpha_X=1, alpha_Z=2)) == {"gssm": (1, 2, 0)}
+    assert settings(DifficultyConfig(gssm=nodes, setups=setups)) == {"one": (0.1, 0.2, 0), "two": (0.3, 0.4, 7)}
+    assert settings(DifficultyConfig(gssm=nodes, setups=setups, setup="two")) == {"two": (0.3, 0.4, 7)}
     axis = LogGrid(low=0.01, high=1, num=3)
     mapped = settings(DifficultyConfig(gssm=nodes, alpha_Z=5, map=MapConfig(alpha_X=axis)))
-    assert [z for _, z in mapped.values()] == [5, 5, 5]
-    assert [x for x, _ in mapped.values()] == pytest.approx([0.01, 0.1, 1])
+    assert [z for _, z, _ in mapped.values()] == [5, 5, 5]
+    assert [x for x, _, _ in mapped.values()] == pytest.approx([0.01, 0.1, 1])
+    around = settings(DifficultyConfig(gssm=nodes, setups=setups, setup="two", map=MapConfig(alpha_X=axis)))
+    assert [(z, seed) for _, z, seed in around.values()] == [(0.4, 7)] * 3
     with pytest.raises(ConfigError, match=r"setup=three: no such entry of setups; there are: one, two"):
         resolve_difficulty(DifficultyConfig(gssm=nodes, setups=setups, setup="three"))
     with pytest.raises(ConfigError, match="gssm is empty"):
         resolve_difficulty(DifficultyConfig())
+
+
+def test_a_setup_is_measured_on_the_kernels_that_a_training_on_it_has():
+    setups = {"one": {"alpha_X": 0.1, "alpha_Z": 0.2}, "two": {"alpha_X": 0.1, "alpha_Z": 0.2, "graph_seed": 7}}
+    cfg = DifficultyConfig(gssm=(node("Z", 3), node("X", 4, ("Z",))), setups=setups, graph_seeds=2, measure=QUICK)
+    rows = difficulty.survey(cfg)
+    assert [row["graph_seeds"] for row in rows] == [[0, 1], [7, 8]]
+    law = kernels.draw(graph.build(cfg.gssm, 0.1, 0.2), domain(cfg, "two").graph_seed)
+    assert rows[1]["each"][0] == difficulty.measure(law, cfg.data.seq_len, QUICK)
+
+
+def test_what_is_printed_as_setups_can_be_pasted():
+    rows = {"a": {"alpha_X": None, "alpha_Z": 0.123456789, "graph_seed": 3, "difficulty": 1.23456}}
+    pasted = yaml.safe_load(difficulty_page.setups_yaml(rows))["setups"]
+    assert pasted == {"a": {"alpha_X": None, "alpha_Z": 0.123457, "graph_seed": 3, "difficulty": 1.235}}
+    nodes = (node("Z", 3), NodeConfig(name="X", state_dim=4, parents=("Z",), alpha=0.1))
+    resolved = resolve(GssmConfig(gssm=nodes, setups=pasted, setup="a"))
+    assert (resolved.alpha_X, resolved.alpha_Z, resolved.graph_seed) == (None, 0.123457, 3)
+
+
+def test_a_map_of_one_axis_is_a_curve():
+    """A heat map of one column shows nothing on a logarithmic axis, nor does one over a concentration that no node takes."""
+    rows = [{"alpha_X": None, "alpha_Z": z, "gzip_legacy": 5 * z, "bigram_loss": z, "bayes_loss": z} for z in (0.01, 0.1)]
+    (trace,) = difficulty_page.maps(rows).figures[0].data
+    assert trace["x"] == [0.01, 0.1] and trace["y"] == [0.05, 0.5] and "type" not in trace
+    (heat,) = difficulty_page.maps([{**row, "alpha_X": x} for x in (1, 2) for row in rows]).figures[0].data
+    assert heat["type"] == "heatmap" and (heat["x"], heat["y"], heat["z"]) == ([1, 2], [0.01, 0.1], [[0.05, 0.05], [0.5, 0.5]])
 
 
 def command(module, *args):

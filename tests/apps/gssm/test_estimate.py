@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from naive_gssm import reference_graph
 
-from src.apps.gssm import difficulty, estimate, graph, kernels
+from src.apps.gssm import difficulty, difficulty_page, estimate, graph, kernels
 from src.apps.gssm.filter import Filter
-from src.apps.gssm.measure_config import MeasureConfig
+from src.apps.gssm.measure_config import DifficultyConfig, MeasureConfig
 from src.apps.gssm.node import NodeConfig
 from src.apps.gssm.sampler import Sampler
 from src.nanollama.config import ConfigError
@@ -105,6 +105,10 @@ def test_difficulty_names_the_estimator():
     found = difficulty.measure(drawn, 16, MeasureConfig(tokens=4096, sequences=64))
     assert found["bayes_estimator"].startswith("bounds: a particle filter with 128 particles")
     assert 0 < found["bayes_lower"] < found["bayes_loss"] < found["log_vocab"]
-    assert "context node Z" in found["bayes_note"]
+    assert "context node Z" in found["bayes_note"] and found["sequences"] == 8
+    row = {**found, "name": "one", "alpha_X": 0.3, "alpha_Z": 0.3, "graph_seeds": [0]}
+    table, text = difficulty_page.settings_table([row]), difficulty_page.difficulty_page([row], DifficultyConfig()).render()
+    assert table.rows[0][-2].startswith("≤ ") and "upper bounds (≤) on the Bayes loss on 8 sequences" in table.caption
+    assert "exact losses" not in text and "a predictor that knows the sequence" in text and "whole past, upper bound" in text
     exact = difficulty.measure(kernels.draw(reference_graph(latents=1), 0), 16, MeasureConfig(tokens=4096, sequences=64))
     assert exact["bayes_estimator"] == "exact filter" and "bayes_note" not in exact

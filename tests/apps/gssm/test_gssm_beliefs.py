@@ -13,6 +13,7 @@ from src.apps.gssm.beliefs import Study, beliefs
 from src.apps.gssm.config import TRAIN
 from src.apps.gssm.inspect_config import BELIEFS, POSITIONS
 from src.apps.gssm.inspection import open_trained
+from src.apps.gssm.measure_config import DIFFICULTY
 from src.apps.gssm.positions import octaves, positions
 from src.apps.gssm.probes import by_position, fit_linear, fit_mlp, score, window
 from src.apps.gssm.train import train
@@ -64,6 +65,18 @@ def test_the_mlp_finds_what_no_line_can_and_never_loses_much_to_it() -> None:
     noise = torch.randn(4000, 1, generator=generator)
     kept = fit_mlp(x, noise, fit_linear(x, noise, 1e-6), 32, 5, seed=0)
     assert score(np.zeros((1000, 1, 1)) + 1, kept(fresh).numpy()[:, None] + 1, np.array([0.0])).r2 > 0.9  # early stopping: no invention
+
+
+def test_a_feature_that_the_mlp_was_not_fitted_on_does_not_carry_it_away() -> None:
+    """As the code of a token that comes in the scored sequences only."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(4000, 2)), np.zeros((4000, 1))], axis=1).astype(np.float32)
+    y = torch.from_numpy(x[:, :1] * x[:, 1:2])
+    seen = torch.from_numpy(x)
+    predict = fit_mlp(seen, y, fit_linear(seen, y, 1e-6), 32, 10, seed=0)
+    new = seen[:100].clone()
+    new[:, 2] = 1.0
+    assert ((predict(seen) - y) ** 2).mean() < 0.8 and torch.allclose(predict(new), predict(seen[:100]), atol=1e-5)
 
 
 def test_score_is_one_minus_residual_over_total_with_the_error_of_a_mean() -> None:
@@ -125,6 +138,40 @@ def test_loss_by_position_agrees_with_the_evaluation_of_the_training(run_dir, tm
     within = np.mean(found["excess_loss"][:24])
     assert within == pytest.approx(result["excess_loss"], abs=5 * (result["excess_loss_se"] + found["mean_excess_loss_se"]))
     assert "Loss by position" in (tmp_path / "positions.html").read_text()
+
+
+def small_run(path, graph: str, *more: str):
+    args = [
+        graph, "data.seq_len=8", "data.batch_size=4", "model.emb_dim=16", "model.nb_layers=1", "model.nb_heads=1", "train.steps=1",
+        "eval.period=0", "eval.sequences=4", "metrics.tensorboard=false", "train.device=cpu", f"run_dir={path}", *more,
+    ]  # fmt: skip
+    assert run_command(TRAIN, train.__wrapped__, args) == 0
+    return f"checkpoint={path}"
+
+
+def test_runs_that_no_one_law_or_no_latent_describes_are_refused_with_the_reason(tmp_path, capsys) -> None:
+    plain = "gssm=[{name: X, state_dim: 4, parents: [X]}]"
+    only_tokens = small_run(tmp_path / "plain", plain, "alpha_X=0.3")
+    assert run_command(BELIEFS, beliefs.__wrapped__, [only_tokens, "device=cpu", f"run_dir={tmp_path / 'a'}"]) == 2
+    assert "its graph has no latent node" in capsys.readouterr().err
+    setups = "setups={one: {alpha_X: 0.1, alpha_Z: null}, two: {alpha_X: 1, alpha_Z: null}}"
+    mixed = small_run(tmp_path / "mixed", plain, setups, "data.weights=[0.5,0.5]")
+    with pytest.raises(ConfigError, match=r"mixed the setups one, two \(data.weights\)"):
+        open_trained(compose(POSITIONS, [mixed]))
+
+
+def test_a_latent_that_never_changes_leaves_nothing_to_explain(tmp_path) -> None:
+    graph = "gssm=[{name: Z, state_dim: 1}, {name: X, state_dim: 4, parents: [X, Z]}]"
+    args = [small_run(tmp_path / "run", graph, "alpha_X=.3", "alpha_Z=1")]
+    args += ["fit_sequences=4", "sequences=4", "epochs=1", "windows=[1]", "device=cpu", f"run_dir={tmp_path / 'out'}"]
+    assert run_command(BELIEFS, beliefs.__wrapped__, args) == 0
+    assert json.loads((tmp_path / "out" / "beliefs.json").read_text())["r2_by_position"]["trained"] == [0] * 8
+
+
+def test_a_standard_error_needs_two_sequences() -> None:
+    for entry, key in ((BELIEFS, "fit_sequences"), (POSITIONS, "sequences"), (DIFFICULTY, "measure.sequences")):
+        with pytest.raises(ConfigError, match=f"{key} = 1: input should be greater than or equal to 2"):
+            compose(entry, [f"{key}=1"])
 
 
 def test_octaves_cover_every_position_once() -> None:

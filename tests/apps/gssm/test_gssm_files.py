@@ -150,6 +150,19 @@ def test_writing_again_is_a_no_op_and_never_an_overwrite(tmp_path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
 
 
+def test_of_two_writers_at_once_the_slower_takes_what_is_there(tmp_path, monkeypatch) -> None:
+    check = files._check_room
+
+    def the_other_is_faster(folder: Path, need: int) -> None:
+        monkeypatch.setattr(files, "_check_room", check)
+        files.write(tmp_path / "set", sampler(), 17, 20, 6)
+
+    monkeypatch.setattr(files, "_check_room", the_other_is_faster)
+    header = files.write(tmp_path / "set", sampler(), 17, 20, 6)
+    assert header == json.loads((tmp_path / "set" / "header.json").read_text())
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
 def test_equal_sequences_are_counted_on_a_deterministic_graph(tmp_path) -> None:
     assert files.write(tmp_path / "a", sampler(alpha=1e-6), 2, 40, 30)["equal_sequences"] > 0
     made = sampler()

@@ -90,6 +90,7 @@ def test_without_an_exact_filter_the_run_names_its_estimator(tmp_path) -> None:
     assert "bayes_loss" not in result and "excess_loss" not in result  # a bound is no floor
     assert 0 < result["bayes_lower"] < result["bayes_upper"] < 1.7 and result["bayes_upper_se"] > 0
     assert result["excess_between"][1] - result["excess_between"][0] == pytest.approx(result["bayes_upper"] - result["bayes_lower"])
+    assert all(se > result["loss_se"] > 0 for se in result["excess_between_se"])
 
 
 def test_train_onfly_refuses_files_and_files_need_a_path() -> None:

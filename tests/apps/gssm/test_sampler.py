@@ -40,6 +40,19 @@ def test_alias_tables_hold_the_law_to_32_bits(dim, alpha):
     np.testing.assert_allclose(probabilities(alias.packed_table(table)), table, atol=2.0**-31)
 
 
+@pytest.mark.parametrize("dim", [3, 100, 256])
+def test_counting_every_random_word_gives_the_law(dim):
+    """The words that lead to each outcome, of all 2^32."""
+    row = kernels.dirichlet((dim,), 0.05, np.random.default_rng(1))
+    bits, words = alias.alias_bits(dim), np.zeros(dim)
+    for slot, entry in enumerate(int(e) for e in alias.packed_table(row)):
+        first, end = -(-(slot << 32) // dim), -(-((slot + 1) << 32) // dim)
+        other = min(end, -(-((slot << 32) + (entry >> bits << bits)) // dim))  # from here on the fraction passes the threshold
+        words[slot] += other - first
+        words[entry & (2**bits - 1)] += end - other
+    assert words.sum() == 2**32 and abs(words / 2**32 - row).max() < 16 * 2.0**-32
+
+
 @settings(max_examples=25, deadline=None)
 @given(graphs(modes=("default", "dead", "slow", "context")), st.integers(0, 2**40), st.integers(1, 40))
 @pytest.mark.filterwarnings("ignore:node .* ruled by the clip")
