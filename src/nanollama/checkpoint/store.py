@@ -1,8 +1,8 @@
 """Save and load checkpoints with torch.distributed.checkpoint (DCP).
 
 A checkpoint is the folder ``checkpoints/<step>``: DCP's files (tensors only) and ``state.json`` (plain numbers). It is written under a
-hidden name and renamed when complete, so a folder with a number for a name is always whole. Nothing is unpickled but DCP's index,
-through an allow-list.
+hidden name and renamed when complete, and renamed before it is deleted, so a folder with a number for a name is always whole. Nothing is
+unpickled but DCP's index, through an allow-list.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,38 +97,76 @@ class Store:
         self._writing: Future | None = None
         if cfg.asynchronous:
             warnings.filterwarnings("ignore", message=ALONE)  # a filter that comes and goes would not hold in the writing thread
+        if ranks.rank == 0:
+            for left in self.folder.glob(".*.partial"):  # of a process that was killed
+                shutil.rmtree(left)
         # of its own, so that writing in the background never meets the training's collectives
         self._group = dist.new_group(backend="gloo") if cfg.asynchronous and ranks.world > 1 else None
 
     def save(self, step: int, tensors: Tensors, numbers: Mapping[str, Any], prune: bool = True, pin: bool = False) -> Path:
         """Write ``checkpoints/<step>`` (collective); with ``prune``, delete what retention lets go. A step saved before stays as it is.
 
-        With ``checkpoint.asynchronous`` returns when the tensors are copied, and waits only for the writing of the save before.
+        With ``checkpoint.asynchronous`` returns when the tensors are copied, and waits only for the writing of the save before. Raises
+        RunFailed, from here or from ``wait``, where the disk does not take it; no part of it is left then.
         """
         self.wait()
         target = self.folder / f"{step}"
         if target.exists():
             return target
         scratch = self.folder / f".{step}.partial"
-        if self.ranks.rank == 0:
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir(parents=True)
-            (scratch / "state.json").write_text(json.dumps(dict(numbers)))
-            if pin:
-                (scratch / PIN).touch()
-        self.ranks.barrier()
-        with quiet():
+        with quiet(), self._whole(scratch):
+            if self.ranks.rank == 0:
+                scratch.mkdir(parents=True)
+                (scratch / "state.json").write_text(json.dumps(dict(numbers)))
+                if pin:
+                    (scratch / PIN).touch()
+            self.ranks.barrier()
             if self.cfg.asynchronous:
                 # without a writer of our own DCP copies again, through the stream that the training computes on
                 writer = dcp.FileSystemWriter(scratch)
                 future = dcp.async_save(dict(tensors), storage_writer=writer, process_group=self._group, no_dist=self.ranks.world == 1)
                 assert isinstance(future, Future)
-                self._writing = _then(future, lambda: self._publish(scratch, target, prune))
+                self._writing = self._then_publish(future, scratch, target, prune)
             else:
                 dcp.save(dict(tensors), checkpoint_id=scratch, no_dist=self.ranks.world == 1)
                 self._publish(scratch, target, prune)
                 self.ranks.barrier()
         return target
+
+    @contextmanager
+    def _whole(self, scratch: Path) -> Iterator[None]:
+        """What ends the writing leaves no part behind (a full disk has to take ``result.json`` yet) and is raised as what it is: DCP's
+        own exception is no Exception, and would pass by all that say how a run ended."""
+        try:
+            yield
+        except BaseException as error:
+            if self.ranks.rank == 0:
+                shutil.rmtree(scratch, ignore_errors=True)
+            cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+            if refused := _refused(cause):
+                raise RunFailed(
+                    f"{scratch.with_name(scratch.stem[1:])} could not be written ({refused.strerror or refused}); "
+                    "mend that and start again: the run continues from its newest checkpoint"
+                ) from error
+            if cause is error:
+                raise
+            raise cause from error
+
+    def _then_publish(self, future: Future, scratch: Path, target: Path, prune: bool) -> Future:
+        """A future that is done when the checkpoint that ``future`` writes has its name, too, which it gets in that thread."""
+        both: Future = Future()
+
+        def finish(done: Future) -> None:
+            try:
+                with self._whole(scratch):
+                    done.result()
+                    self._publish(scratch, target, prune)
+                both.set_result(None)
+            except BaseException as error:
+                both.set_exception(error)
+
+        future.add_done_callback(finish)
+        return both
 
     def _publish(self, scratch: Path, target: Path, prune: bool) -> None:
         """Rank 0: every rank has written, so the checkpoint gets its name."""
@@ -139,16 +177,24 @@ class Store:
 
     def wait(self) -> None:
         """Return when nothing is being written any more (collective); raises what went wrong with it."""
-        if self._writing:
+        writing, self._writing = self._writing, None
+        if writing:
             with quiet():
-                self._writing.result()
-            self._writing = None
+                writing.result()
             self.ranks.barrier()
+
+    def close(self) -> None:
+        """Return when nothing is being written any more, however the run ends; what goes wrong with it is only logged."""
+        writing, self._writing = self._writing, None
+        if writing and (error := writing.exception()):
+            log.error("%s", error)
 
     def prune(self) -> None:
         """Delete what retention lets go. Only for rank 0."""
         for step in expired(numbered(self.folder), self.cfg.keep, self.pinned()):
-            shutil.rmtree(self.folder / f"{step}")
+            leaving = self.folder / f".{step}.partial"  # by one rename, since a number for a name means whole
+            os.replace(self.folder / f"{step}", leaving)
+            shutil.rmtree(leaving)
 
     def pinned(self) -> set[int]:
         """Steps that stay whatever their age: ``kept``, waiting for evaluation, or the best with ``checkpoint.keep_best``."""
@@ -194,20 +240,11 @@ class Store:
         self.ranks.barrier()
 
 
-def _then(future: Future, work: Callable[[], None]) -> Future:
-    """A future that is done when ``work``, which is called after ``future`` in its thread, is done too."""
-    both: Future = Future()
-
-    def finish(done: Future) -> None:
-        try:
-            done.result()
-            work()
-            both.set_result(None)
-        except BaseException as error:
-            both.set_exception(error)
-
-    future.add_done_callback(finish)
-    return both
+def _refused(error: BaseException | None) -> OSError | None:
+    """What the file system said, which torch.save replaces by an error of its own where the disk fills up in the middle of a file."""
+    while isinstance(error, RuntimeError):
+        error = error.__cause__ or error.__context__
+    return error if isinstance(error, OSError) else None
 
 
 def load(path: Path, tensors: Tensors, ranks: Ranks) -> dict[str, Any]:

@@ -101,6 +101,7 @@ class Loop:
         """Finish what is being written, and say how far the run came, however it ends."""
         self._sum_up()
         self.journal.close()
+        self.store.close()
 
     # --- starting ---------------------------------------------------------------------------------------------------------------
 

@@ -2,22 +2,25 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_loop import StopAt, records, same_weights
-from toy_training import SignalDuringEvaluation, ToyConfig, run_toy
+from toy_training import Counting, SignalDuringEvaluation, ToyConfig, run_toy
 
 from src.nanollama.checkpoint.find import numbered
 from src.nanollama.checkpoint.store import PIN, Store, load
-from src.nanollama.config import ROOT, ConfigError, Interrupted, Requeue
+from src.nanollama.config import ROOT, ConfigError, Interrupted, Requeue, RunFailed
 from src.nanollama.config.schema import CheckpointConfig
 from src.nanollama.distributed import Ranks
 from src.nanollama.metrics.sinks import read_jsonl
@@ -53,8 +56,67 @@ def test_a_background_write_that_fails_is_not_silent(tmp_path, monkeypatch) -> N
     store = Store(tmp_path, HERE, CheckpointConfig(asynchronous=True))
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     store.save(1, {"model": {"w": torch.zeros(3)}}, {})
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunFailed, match=r"checkpoints/1 could not be written \(disk full\)"):
         store.wait()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_what_was_saved(asynchronous: bool, tmp_path) -> None:
+    store = Store(tmp_path, HERE, CheckpointConfig(asynchronous=asynchronous))
+    store.save(1, {"model": {"w": torch.zeros(3)}}, {})
+    store.wait()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(RunFailed, match=r"checkpoints/2 could not be written \(File too large\)"):
+            store.save(2, {"model": {"w": torch.zeros(1 << 18)}}, {})
+            store.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in store.folder.iterdir()] == ["1"]
+    store.save(2, {"model": {"w": torch.zeros(1 << 18)}}, {})
+    store.wait()
+    assert numbered(store.folder) == [1, 2]
+
+
+class EndsAfter(Counting):
+    """Has data for so many steps only."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def batch(self, split: str, start: int, count: int) -> np.ndarray:
+        if start >= self.steps * count:
+            raise RuntimeError("no more data")
+        return super().batch(split, start, count)
+
+
+def test_a_run_that_fails_ends_after_what_it_writes_in_the_background(tmp_path, monkeypatch) -> None:
+    def slow(*args: object) -> None:
+        time.sleep(0.3)
+        publish(*args)
+
+    publish = Store._publish
+    monkeypatch.setattr(Store, "_publish", slow)
+    with pytest.raises(RuntimeError, match="no more data"):
+        run_toy(tmp_path, saving(asynchronous=True, period=4), EndsAfter(4))
+    assert numbered(tmp_path / "checkpoints") == [4]
+
+
+def test_deleting_half_of_a_checkpoint_leaves_none(tmp_path, monkeypatch) -> None:
+    def killed(path: Path, **_: object) -> None:
+        if path.name == ".1.partial":
+            (path / "state.json").unlink()
+            raise KeyboardInterrupt
+
+    store = Store(tmp_path, HERE, CheckpointConfig(keep=1))
+    store.save(1, {"model": {"w": torch.zeros(3)}}, {})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        store.save(2, {"model": {"w": torch.zeros(3)}}, {})
+    assert numbered(store.folder) == [2] and len(list(store.folder.iterdir())) == 2
+    Store(tmp_path, HERE, CheckpointConfig())
+    assert [path.name for path in store.folder.iterdir()] == ["2"]
 
 
 def test_what_is_saved_in_the_background_does_not_move_any_more(tmp_path) -> None:
@@ -210,7 +272,7 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path) -> None:
     run_toy(tmp_path, cfg)
     (tmp_path / "checkpoints" / "12").rename(tmp_path / "checkpoints" / ".16.partial")
     assert run_toy(tmp_path, cfg)["steps"] == 12
-    assert numbered(tmp_path / "checkpoints") == [4, 8, 12]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["12", "4", "8"]  # it would have taken room for ever
 
 
 def gssm(*more: str) -> subprocess.CompletedProcess:
