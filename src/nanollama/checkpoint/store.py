@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import os
 import pickle
 import shutil
@@ -198,7 +199,7 @@ class Store:
 
     def pinned(self) -> set[int]:
         """Steps that stay whatever their age: ``kept``, waiting for evaluation, or the best with ``checkpoint.keep_best``."""
-        rated = [step for step in numbered(self.folder) if step in self.losses]
+        rated = [step for step in numbered(self.folder) if self.losses.get(step, math.inf) < math.inf]
         best = min(rated, key=self.losses.__getitem__, default=None) if self.cfg.keep_best else None
         return {*self.kept, *self.waiting(), *([best] if best is not None else [])}
 
@@ -268,6 +269,7 @@ def _fill(path: Path, tensors: Tensors, ranks: Ranks) -> dict[str, Any]:
     reader = SafeReader(path)
     stored = reader.read_metadata()
     _check_shapes(path, stored, tensors["model"])
+    _check_optimizer(path, stored, tensors.get("optimizer", {}))
     with quiet():
         dcp.load(_stored(tensors, stored), storage_reader=reader, no_dist=ranks.world == 1)
     return numbers
@@ -294,3 +296,9 @@ def _check_shapes(path: Path, stored: Metadata, model: Mapping[str, torch.Tensor
         there = shapes.get(f"model.{name}")
         if there != tuple(tensor.shape):
             raise ConfigError(f"{path} holds another model: {name} is {there or 'absent'} there and {tuple(tensor.shape)} here")
+
+
+def _check_optimizer(path: Path, stored: Metadata, states: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, state in states.items():
+        if missing := [key for key in state if f"optimizer.{name}.{key}" not in stored.state_dict_metadata]:
+            raise ConfigError(f"{path} was saved by another optimiser: it has no {missing[0]} of {name}; take the optim.name of its run")

@@ -97,7 +97,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self._config = config
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1)
         if charts:
             self._writer.add_custom_scalars(charts)
 

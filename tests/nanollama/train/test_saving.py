@@ -1,6 +1,7 @@
 """When checkpoints are written, which stay, and evaluation of saved ones."""
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -20,10 +21,12 @@ from toy_training import Counting, SignalDuringEvaluation, ToyConfig, run_toy
 
 from src.nanollama.checkpoint.find import numbered
 from src.nanollama.checkpoint.store import PIN, Store, load
-from src.nanollama.config import ROOT, ConfigError, Interrupted, Requeue, RunFailed
+from src.nanollama.config import ROOT, ConfigError, Interrupted, Requeue, RunFailed, RunFolder
 from src.nanollama.config.schema import CheckpointConfig
 from src.nanollama.distributed import Ranks
+from src.nanollama.launcher.signals import StopFlag
 from src.nanollama.metrics.sinks import read_jsonl
+from src.nanollama.model.transformer import Transformer
 from src.nanollama.train import background, evaluate, loop
 
 HERE = Ranks(0, 1, torch.device("cpu"))
@@ -137,6 +140,14 @@ def test_the_best_checkpoint_outlives_newer_ones(tmp_path) -> None:
     assert numbered(store.folder) == [20, 40]
 
 
+def test_a_loss_that_is_not_finite_is_not_the_best(tmp_path) -> None:
+    run = loop.Loop(saving(keep=1, keep_best=True), RunFolder(tmp_path), Counting(), {}, None, HERE, StopFlag())
+    for step, losses in [(10, (math.nan, 1.0)), (20, (2.0, 2.0)), (30, (3.0, None)), (40, (3.0, 3.0))]:
+        run.store.save(step, {"model": {"w": torch.zeros(1)}}, {})
+        run._note(step, {"a": {"loss": losses[0]}, "b": {"loss": losses[1]}})
+    assert numbered(run.store.folder) == [20, 40] and run.best == {"a": 2.0, "b": 1.0}
+
+
 def test_keep_best_knows_the_losses_of_before_a_resume(tmp_path) -> None:
     cfg = saving(keep=1, keep_best=True)
     cfg = replace(cfg, optim=replace(cfg.optim, lr=1e-2, warmup=0), train=replace(cfg.train, steps=12))
@@ -222,6 +233,14 @@ def test_a_saved_checkpoint_is_evaluated_without_training(tmp_path) -> None:
     assert not (tmp_path / "eval" / "checkpoints").exists()
     with pytest.raises(ConfigError, match="not a checkpoint"):
         run_toy(tmp_path / "bad", replace(cfg, eval=replace(cfg.eval, checkpoint=str(tmp_path))))
+
+
+def test_a_saved_checkpoint_that_is_nan_is_recorded_as_json(tmp_path) -> None:
+    cfg = ToyConfig()
+    weights = {name: torch.full_like(w, math.nan) for name, w in Transformer(cfg.model).state_dict().items()}
+    path = Store(tmp_path, HERE, cfg.checkpoint).save(1, {"model": weights}, {"step": 1, "tokens": 48, "flops": 1})
+    run_toy(tmp_path / "eval", replace(cfg, eval=replace(cfg.eval, checkpoint=str(path))))
+    assert [record["loss"] for record in records(tmp_path / "eval")] == [None]
 
 
 def spoil(checkpoint: Path, damage: str) -> None:
