@@ -159,7 +159,8 @@ class Loop:
         bar = tqdm(total=cfg.train.steps, initial=state.step, desc=self.run.path.name, unit="step", disable=quiet)
         stream = batches(self.source, "train", cfg.data.batch_size, state.step, self.ranks.rank, self.ranks.world)
         tracer = Tracer(self.run.path, cfg.profiler.trace, self.ranks.rank, self.ranks.device)
-        if self._evaluation_is_due():  # the run ended between saving and evaluating
+        left_to_others = cfg.eval.asynchronous and state.step in self.store.waiting()
+        if self._evaluation_is_due() and not left_to_others:  # the run ended between saving and evaluating
             self._evaluate()
         with bar, tracer, Prefetch(islice(stream, cfg.train.steps - state.step)) as prefetched:
             self.journal.start_interval(state.tokens)

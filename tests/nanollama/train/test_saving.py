@@ -326,6 +326,16 @@ def test_a_failed_evaluation_keeps_its_checkpoint_and_says_so(tmp_path, caplog, 
     assert all((tmp_path / "checkpoints" / s / PIN).exists() for s in ("4", "8"))
 
 
+def test_a_resumed_run_leaves_the_evaluation_of_its_checkpoint_to_others(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(background.sys.modules["__main__"], "__spec__", ModuleSpec("src.nanollama.no_such_command", None))
+    cfg = ToyConfig(eval=replace(ToyConfig().eval, asynchronous=True))
+    run_toy(tmp_path, cfg)
+    shutil.rmtree(tmp_path / "checkpoints" / "12")
+    run_toy(tmp_path, cfg)
+    assert (tmp_path / "checkpoints" / "8" / PIN).exists()
+    assert [record["step"] for record in records(tmp_path) if record["split"] == "valid"] == [12]
+
+
 def test_a_checkpoint_of_another_device_has_no_random_state_for_this_one_and_loads(tmp_path) -> None:
     store = Store(tmp_path, HERE, CheckpointConfig())
     path = store.save(1, {"model": {"w": torch.ones(3)}, "rng": {"0": {"cpu": torch.full((4,), 5)}}}, {"step": 1})
