@@ -143,15 +143,15 @@ class Store:
         except BaseException as error:
             if self.ranks.rank == 0:
                 shutil.rmtree(scratch, ignore_errors=True)
-            cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-            if refused := _refused(cause):
+            causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+            if refused := [text for cause in causes if (text := _refused(cause))]:
                 raise RunFailed(
-                    f"{scratch.with_name(scratch.stem[1:])} could not be written ({refused.strerror or refused}); "
+                    f"{scratch.with_name(scratch.stem[1:])} could not be written ({min(refused, key=len)}); "
                     "mend that and start again: the run continues from its newest checkpoint"
                 ) from error
-            if cause is error:
+            if causes == [error]:
                 raise
-            raise cause from error
+            raise causes[0] from error
 
     def _then_publish(self, future: Future, scratch: Path, target: Path, prune: bool) -> Future:
         """A future that is done when the checkpoint that ``future`` writes has its name, too, which it gets in that thread."""
@@ -241,11 +241,15 @@ class Store:
         self.ranks.barrier()
 
 
-def _refused(error: BaseException | None) -> OSError | None:
-    """What the file system said, which torch.save replaces by an error of its own where the disk fills up in the middle of a file."""
+def _refused(error: BaseException | None) -> str:
+    """What the file system said; empty if it was something else. Where the disk fills up in the middle of a file, torch.save says that its
+    zip writer (``inline_container``) is not where it should be, and of another rank's error nothing else arrives here."""
     while isinstance(error, RuntimeError):
-        error = error.__cause__ or error.__context__
-    return error if isinstance(error, OSError) else None
+        before = error.__cause__ or error.__context__
+        if before is None and "inline_container" in str(error):
+            return f"{error}; is the disk full?"
+        error = before
+    return error.strerror or str(error) if isinstance(error, OSError) else ""
 
 
 def load(path: Path, tensors: Tensors, ranks: Ranks) -> dict[str, Any]:

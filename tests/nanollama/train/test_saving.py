@@ -12,11 +12,14 @@ import time
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from traceback import StackSummary
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from test_loop import StopAt, records, same_weights
+from torch.distributed.checkpoint.api import CheckpointException
 from toy_training import Counting, SignalDuringEvaluation, ToyConfig, run_toy
 
 from src.nanollama.checkpoint.find import numbered
@@ -80,6 +83,28 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_what_was_saved(async
     store.save(2, {"model": {"w": torch.zeros(1 << 18)}}, {})
     store.wait()
     assert numbered(store.folder) == [1, 2]
+
+
+TORN = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")  # torch.save's, on a full disk
+
+
+@pytest.mark.parametrize(
+    ("causes", "kind", "said"),
+    [
+        ([TORN, OSError(28, "No space left on device")], RunFailed, r"checkpoints/1 could not be written \(No space left on device\)"),
+        ([TORN], RunFailed, "is the disk full"),
+        ([ZeroDivisionError("1/0")], ZeroDivisionError, "1/0"),
+        ([KeyboardInterrupt("now")], KeyboardInterrupt, "now"),
+    ],
+)
+def test_what_other_ranks_could_not_write_is_told_as_well(causes: list[BaseException], kind, said: str, tmp_path, monkeypatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise CheckpointException("write", {rank: (cause, StackSummary()) for rank, cause in enumerate(causes)})
+
+    monkeypatch.setattr(dcp, "save", fails)  # the errors come pickled from two processes
+    with pytest.raises(kind, match=said):
+        Store(tmp_path, HERE, CheckpointConfig()).save(1, {"model": {"w": torch.zeros(1)}}, {})
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 class EndsAfter(Counting):
