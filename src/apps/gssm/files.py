@@ -87,6 +87,8 @@ def write(path: Path, sampler: Sampler, length: int, train: int, test: int) -> d
         scratch.chmod(0o755)  # mkdtemp keeps it from others
         scratch.rename(path)
     except OSError as error:
+        if path.exists():  # another process was faster
+            return _same(path, about)
         if error.errno not in FULL:
             raise
         raise RunFailed(f"{path}: the disk is full ({error.strerror}); {size(need)} are needed. Nothing was left behind") from error

@@ -1,6 +1,7 @@
 """Finite data: what is written is what would be drawn, whole or not at all; epochs are permutations; a resume continues mid-epoch."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -148,6 +149,17 @@ def test_writing_again_is_a_no_op_and_never_an_overwrite(tmp_path) -> None:
     with pytest.raises(ConfigError, match="data_seed differ"):
         files.write(tmp_path / "set", sampler(seed=4), 17, 20, 6)
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
+def test_the_slower_of_two_writers_takes_what_the_other_wrote(data_set, tmp_path, monkeypatch) -> None:
+    def meanwhile(*rows: np.ndarray) -> int:
+        shutil.copytree(data_set, tmp_path / "set")
+        return 0
+
+    monkeypatch.setattr(files, "_equal_sequences", meanwhile)
+    drawn = Law(compose(TRAIN, ["experiment=debug"])).sampler
+    assert files.write(tmp_path / "set", drawn, 17, 20, 6) == json.loads((data_set / "header.json").read_text())
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_equal_sequences_are_counted_on_a_deterministic_graph(tmp_path) -> None:
