@@ -44,7 +44,7 @@ def codec(data: dict[str, Any]) -> Codec:
     if data.get("tokenizer"):
         from .data.tokenizer import load_tokenizer
 
-        tokenizer = load_tokenizer(Path(data["tokenizer"]))
+        tokenizer = load_tokenizer(Path(data["tokenizer"]).expanduser())
         return Codec(lambda text: tokenizer.encode(text, add_special_tokens=False).ids, lambda ids: tokenizer.decode(list(ids)), "\n")
     if "corpus" in data:
         return Codec(lambda text: list(text.encode()), lambda ids: bytes(ids).decode(errors="replace"), "\n")

@@ -7,7 +7,7 @@ import pytest
 from src.apps.gssm.train import train as train_gssm
 from src.apps.mixbo.train import train as train_text
 from src.nanollama.config.main import run_command
-from src.nanollama.generate import main
+from src.nanollama.generate import codec, main
 from src.nanollama.model import hf
 
 SMALL = ["model.emb_dim=16", "model.nb_layers=1", "model.nb_heads=1", "data.seq_len=16", "data.batch_size=2", "eval.sequences=4"]
@@ -87,3 +87,11 @@ def test_a_llama_folder_with_a_tokenizer_takes_and_gives_text(runs, capsys, tmp_
 def test_wrong_input(runs, capsys, argv, message) -> None:
     assert main([arg.format(gssm=runs / "gssm") for arg in argv] or ["prompt=1"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_tokenizer_in_the_home_folder_is_found_as_it_was_for_training(tmp_path, monkeypatch) -> None:
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.WordLevel({"word": 0, "?": 1}, unk_token="?")).save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert codec({"tokenizer": "~/tokenizer.json"}).encode("word") == [0]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from src.nanollama.checkpoint.find import find_checkpoint
+from src.nanollama.checkpoint.find import config_file, find_checkpoint
 from src.nanollama.checkpoint.opened import open_model
 from src.nanollama.config import ConfigError, compose, quoted
 from src.nanollama.distributed import pick_device
@@ -55,7 +55,7 @@ def open_trained(cfg: InspectConfig) -> Trained:
     model, config = open_model(path, device)
     if "gssm" not in config:
         raise ConfigError(f"{path}: its run was trained on no graph (config.yaml has no gssm); give a run of src.apps.gssm.train")
-    trained: GssmConfig = compose(TRAIN, [f"config={quoted((path.parent.parent / 'config.yaml').resolve())}"])
+    trained: GssmConfig = compose(TRAIN, [f"config={quoted(config_file(path))}"])
     if trained.data.weights is not None:
         raise ConfigError(f"{path}: its run mixed the setups {', '.join(trained.setups)} (data.weights), and no one law describes its data")
     tables = kernels.draw(graph.build(trained.gssm, trained.alpha_X, trained.alpha_Z), trained.graph_seed)

@@ -20,3 +20,8 @@ def find_checkpoint(path: Path) -> Path:
     if not steps:
         raise ConfigError(f"{path}: neither a checkpoint nor a run folder that has one; give RUN/checkpoints/STEP, or RUN")
     return path / "checkpoints" / str(steps[-1])
+
+
+def config_file(checkpoint: Path) -> Path:
+    """The config of the run that wrote ``RUN/checkpoints/STEP``, also where that is given by a link or from inside the run folder."""
+    return checkpoint.resolve().parent.parent / "config.yaml"

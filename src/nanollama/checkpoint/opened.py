@@ -13,7 +13,7 @@ from ..config.folder import read_yaml
 from ..config.schema import ModelConfig
 from ..distributed import Ranks
 from ..model.transformer import Transformer
-from .find import find_checkpoint
+from .find import config_file, find_checkpoint
 from .store import load
 
 
@@ -23,7 +23,7 @@ def open_model(path: Path, device: torch.device | None = None) -> tuple[Transfor
     Raises ConfigError where there is no checkpoint, or no ``config.yaml`` that says what was trained.
     """
     checkpoint = find_checkpoint(path)
-    file = checkpoint.parent.parent / "config.yaml"
+    file = config_file(checkpoint)
     if not file.is_file():
         raise ConfigError(f"{checkpoint}: {file}, which says what was trained, is missing")
     config = read_yaml(file)

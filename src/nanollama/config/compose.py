@@ -20,6 +20,7 @@ from .secret import without_passwords
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs"
 FILE_GROUPS = ("config", "experiment")  # groups whose options are files registered on demand
+BETWEEN_COMMAS = re.compile(r"(?:'(?:\\.|[^'\\])*'|[^,])+")  # a name that is quoted keeps its own
 
 
 def _identity(cfg: Any) -> Any:
@@ -133,7 +134,7 @@ def rewrite_argv(entry: Entry, argv: Sequence[str]) -> list[str]:
             arg = "config=" + arg
         group, _, value = arg.partition("=")
         if group in FILE_GROUPS and value not in ("", "null"):
-            names = [_register_file(entry, group, name) for name in value.split(",")]
+            names = [_register_file(entry, group, name) for name in BETWEEN_COMMAS.findall(value)]
             arg = f"{group}=" + ",".join(names)
         elif is_free(group, entry.schema):
             arg = "++" + arg  # Hydra's word for keys that are not there yet
@@ -150,7 +151,7 @@ def quoted(value: object) -> str:
 
 def find_file(entry: Entry, group: str, name: str) -> Path:
     """The YAML file that ``config=name`` or ``experiment=name`` means. Raises ConfigError that lists the nearest names."""
-    name = name.strip("'\"")
+    name = name.strip("'\"").replace("\\'", "'")  # as ``quoted`` writes it
     folders = [ROOT / entry.experiments] if entry.experiments else []
     places = [Path.cwd(), ROOT, Path("/")] if group == "config" else folders
     for place in places:

@@ -107,7 +107,11 @@ def execute(task: Task, cfg: Any, run: RunFolder) -> int:
             status, message = _say(status, message)
         if rank() == 0:
             extra = {"message": message} if message else {}
-            run.finish(status, **values, **extra, wall_s=round(time.time() - began, 3))
+            try:
+                run.finish(status, **values, **extra, wall_s=round(time.time() - began, 3))
+            except OSError as error:  # a full disk: what can still be said is said by the exit code
+                logging.getLogger("nanollama").error(f"{run.path}/result.json could not be written ({error.strerror})")
+                code = code or RunFailed.exit_code
         if code:
             written() if rank() == 0 else wait_until_written()
     run.close()

@@ -60,8 +60,8 @@ class TokenWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
         try:
+            self._file.close()
             if error is None:
                 self._finish()
         finally:

@@ -101,15 +101,18 @@ def _texts(manifest: Manifest, domain: str, split: str) -> Iterator[str]:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """A ``tokenizer.json``, or a ConfigError."""
+    """A ``tokenizer.json`` that encodes whole texts, whatever length the model it was saved with takes; or a ConfigError."""
     _require()
     from tokenizers import Tokenizer
 
     content = read_tokenizer(path)
     try:
-        return Tokenizer.from_buffer(content)
+        tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises plain Exception for a malformed file
         raise ConfigError(f"{path} is not a tokenizer.json ({error})") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _require() -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..config import ConfigError, write_text
+from ..config import ConfigError, RunFailed, write_text
 from ..config.compose import flatten
 from ..config.folder import slug
 from ..config.schema import MetricsConfig
@@ -97,7 +97,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self._config = config
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1)
         if charts:
             self._writer.add_custom_scalars(charts)
 
@@ -131,19 +131,13 @@ class Wandb:
     """
 
     def __init__(self, run_dir: Path, cfg: MetricsConfig, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ConfigError("metrics.wandb.active = true, but the package wandb is not installed") from error
-        mode = os.environ.get("WANDB_MODE", "offline")
         mine = None if "WANDB_SWEEP_ID" in os.environ else wandb_id(run_dir)  # an agent has named the run already
         sys.argv[:] = map(without_passwords, sys.argv)  # which wandb writes down
-        self._run = wandb.init(
-            project=cfg.wandb.project, entity=cfg.wandb.entity, group=cfg.wandb.group, name=run_dir.name, id=mine, dir=str(run_dir),
-            config=dict(config), resume="allow", mode=mode,  # type: ignore[arg-type]
-        )  # fmt: skip
+        mode = wandb_mode("offline")
+        about = {"name": run_dir.name, "group": cfg.wandb.group, "config": dict(config)}
+        self._run = open_wandb(run_dir, mine, mode, cfg.wandb.project, cfg.wandb.entity, **about)
         self._run.define_metric("*", step_metric="step")
-        self._sent = Watermark(run_dir) if mine and mode != "disabled" else None
+        self._sent = Watermark(run_dir, cfg.wandb.project, cfg.wandb.entity) if mine and mode != "disabled" else None
         recorded = run_dir / "metrics.jsonl"
         for record in self._sent.new(read_jsonl(recorded)) if self._sent and recorded.exists() else []:
             self.write(record)
@@ -160,6 +154,29 @@ class Wandb:
         self._run.finish()
         if self._sent:
             self._sent.save()
+
+
+WANDB_MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
+
+
+def wandb_mode(default: str) -> str:
+    """``WANDB_MODE``. Raises ConfigError if it is none of wandb's."""
+    mode = os.environ.get("WANDB_MODE", default)
+    if mode not in WANDB_MODES:
+        raise ConfigError(f"WANDB_MODE={mode}: must be one of {', '.join(WANDB_MODES)}")
+    return mode
+
+
+def open_wandb(run_dir: Path, run_id: str | None, mode: str, project: str, entity: str | None, **about: Any) -> Any:
+    """Begin or take up a run at wandb, which keeps its files in the run folder. Raises RunFailed if wandb does not take it."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError("the package wandb is not installed; install it, or use metrics.wandb.active=false") from error
+    try:
+        return wandb.init(project=project, entity=entity, id=run_id, dir=str(run_dir), resume="allow", mode=mode, **about)  # type: ignore[arg-type]
+    except wandb.Error as error:
+        raise RunFailed(f"wandb: {error}; log in with `wandb login`, or write locally with WANDB_MODE=offline") from error
 
 
 def wandb_id(run_dir: Path) -> str:

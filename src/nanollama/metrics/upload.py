@@ -2,7 +2,7 @@
 
     python -m src.nanollama.metrics.upload RUN [RUN ...] [project=nanollama] [entity=NAME]
 
-Safe to repeat: ``RUN/wandb`` remembers the run's id and how far each split was sent, so that only what is new goes out; what a training
+Safe to repeat: ``RUN/wandb`` remembers the run's id and what was sent to each project, so that only what is new goes out; what a training
 with metrics.wandb.active=true wrote counts as sent. With WANDB_MODE=offline everything is written to ``RUN/wandb/offline-run-*``, for
 ``wandb sync``. Exit codes: 0 done, 2 wrong input, 3 failed.
 """
@@ -10,24 +10,25 @@ with metrics.wandb.active=true wrote counts as sent. With WANDB_MODE=offline eve
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import ConfigError, RunFailed, read_result
+from ..config import ConfigError, read_result
 from ..config.folder import read_yaml
 from ..config.tool import run_tool, split
-from .sinks import chart_values, read_jsonl, wandb_id
+from .sinks import chart_values, open_wandb, read_jsonl, wandb_id, wandb_mode
 from .watermark import Watermark
 
 
 def upload(run_dir: Path, project: str, entity: str | None = None) -> dict[str, int]:
-    """Send what was not sent before; returns how many ``records`` and ``traces`` that were."""
+    """Send what was not sent there before; returns how many ``records`` and ``traces`` that were."""
     if not (run_dir / "metrics.jsonl").is_file():
         raise ConfigError(f"{run_dir} is no training's run folder (no metrics.jsonl)")
-    sent = Watermark(run_dir)
+    if wandb_mode("online") == "disabled":
+        raise ConfigError("WANDB_MODE=disabled sends nothing; unset it, or use WANDB_MODE=offline to write locally")
+    sent = Watermark(run_dir, project, entity)
     records = sent.new(read_jsonl(run_dir / "metrics.jsonl"))
     traces, result = sorted((run_dir / "traces").glob("*")), read_result(run_dir)
     digests = {"traces": digest(traces) if traces else None, "result": digest([run_dir / "result.json"]) if result else None}
@@ -49,11 +50,7 @@ def _send(
 
     config_file = run_dir / "config.yaml"
     config = read_yaml(config_file) if config_file.is_file() else {}
-    try:
-        run = wandb.init(project=project, entity=entity, id=run_id, name=run_dir.resolve().name, resume="allow", dir=str(run_dir),
-                         config=config, mode=os.environ.get("WANDB_MODE", "online"))  # type: ignore[arg-type]  # fmt: skip
-    except wandb.Error as error:
-        raise RunFailed(f"wandb: {error}; log in with `wandb login`, or write locally with WANDB_MODE=offline") from error
+    run = open_wandb(run_dir, run_id, wandb_mode("online"), project, entity, name=run_dir.resolve().name, config=config)
     with run:
         run.define_metric("*", step_metric="step")
         for record in records:

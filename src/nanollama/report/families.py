@@ -27,6 +27,7 @@ COLUMNS = (
     Column("Pareto", "front", numeric=False),
 )
 UNCOMPARED = ("model", "run_dir", "name", "cluster", "metrics", "checkpoint", "profiler")  # not what a setting is told apart by
+COMPARED = ("final/test_loss", "final/test_accuracy", "parameters", "tokens")  # of a result
 CAPTION = (
     "A point is the mean over seeds of the cell's best setting, bars are 95 % intervals (Student's t; none with one seed). The dashed line "
     "is the Pareto front: nothing smaller is better. Accuracy per parameter, which every run also logs, mostly tells the smallest model."
@@ -52,7 +53,7 @@ def families_section(runs: Sequence[Run], hue: Mapping[str, str]) -> Section | N
         return None
     front = pareto(found)
     rows = [_row(point, found, point in front) for point in found]
-    colour = {str(family): hue[run.name] for run in reversed(runs) if (family := run.config.get("model", {}).get("family"))}
+    colour = {str(family): hue[run.name] for run in reversed(runs) if (family := run.model.get("family"))}
     return Section("Families at equal numbers of parameters", [Table(COLUMNS, rows), _figure(found, front, colour)])
 
 
@@ -60,10 +61,10 @@ def points(runs: Sequence[Run]) -> list[Point]:
     """The cells of the comparison, by family, then size. Of each, the longest runs, and among them the setting of the lowest mean loss."""
     cells: dict[tuple[str, str], dict[tuple[float, str], list[Run]]] = {}
     for run in runs:
-        model = run.config.get("model", {})
-        if run.status != "ok" or not model.get("family") or number(run.result.get("final/test_loss")) is None:
+        family = run.model.get("family")
+        if run.status != "ok" or not family or any(number(run.result.get(key)) is None for key in COMPARED):
             continue
-        key = (str(model["family"]), str(model.get("target_params") or run.result["parameters"]))
+        key = (str(family), str(run.model.get("target_params") or run.result["parameters"]))
         setting = (float(run.result["tokens"]), _setting(run))
         cells.setdefault(key, {}).setdefault(setting, []).append(run)
     found = []

@@ -39,6 +39,12 @@ class Run:
     records: Sequence[Mapping[str, Any]] = ()
     problems: Sequence[str] = ()
 
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """The config's section of that name; empty where it is none."""
+        section = self.config.get("model")
+        return section if isinstance(section, dict) else {}
+
 
 def find_runs(paths: Sequence[Path | str]) -> list[Run]:
     """Every run folder among ``paths`` and below them, each once, named by the shortest path that tells them apart.

@@ -28,8 +28,8 @@ def text_section(runs: Sequence[Run], hue: Mapping[str, str]) -> Section | None:
     splits = list(dict.fromkeys(row["split"] for row in rows))
     rows.sort(key=lambda row: splits.index(row["split"]))
     seen = [record["bits_per_byte"] for run in runs for split in splits for record in points(run, split, "bits_per_byte")]
-    top = 1.1 * max(seen + [row[key] for row in rows for key in ("gzip", "xz") if row[key] is not None])
-    panels = [_panel(runs, split, rows, hue, top) for split in splits]
+    top = 1.1 * max([*seen, *(row[key] for row in rows for key in ("gzip", "xz") if row[key] is not None)], default=8.0)
+    panels = [_panel(runs, split, rows, hue, top) for split in splits if any(points(run, split, "bits_per_byte") for run in runs)]
     caption = (
         "Held-out files only; a random byte has 8 bits. Dashed: gzip, dotted: xz, on the same bytes. A compressor starts from nothing "
         "and sees all of the text; the model has learned from other files but sees only its context."

@@ -28,7 +28,7 @@ def colours(runs: Sequence[Run]) -> dict[str, str]:
     tell no run from another.
     """
     trained = [run for run in runs if is_training(run)]
-    kinds = {run.name: (run.config.get("model") or {}).get("family") for run in trained}
+    kinds = {run.name: run.model.get("family") for run in trained}
     if None in kinds.values() or not 1 < len(set(kinds.values())) < len(kinds):
         kinds = {name: name for name in kinds}
     order = list(dict.fromkeys(kinds.values()))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoint.find import numbered
+from ..checkpoint.find import config_file, numbered
 from ..checkpoint.store import Store, load
 from ..config import ConfigError, RunFailed, RunFolder
 from ..config.folder import read_yaml
@@ -101,6 +101,7 @@ class Loop:
         """Finish what is being written, and say how far the run came, however it ends."""
         self._sum_up()
         self.journal.close()
+        self.store.close()
 
     # --- starting ---------------------------------------------------------------------------------------------------------------
 
@@ -140,11 +141,13 @@ class Loop:
 
     def _check_continuable(self, numbers: Mapping[str, Any], optim: OptimConfig, where: str) -> None:
         """A run can get another length only while its learning rate has not begun to depend on the old one."""
-        planned, step = numbers["planned_steps"], numbers["step"]
-        if planned != self.cfg.train.steps and step > decay_start(optim, planned) and step > 0:
+        planned, step, asked = numbers["planned_steps"], numbers["step"], self.cfg.train.steps
+        if step > asked:
+            raise ConfigError(f"{where}: {step} steps are done, train.steps = {asked} asks for fewer; ask for {step} or more")
+        if planned != asked and step > min(decay_start(optim, planned), decay_start(optim, asked)) and step > 0:
             raise ConfigError(
                 f"{where}: step {step} of a {optim.schedule} schedule over {planned} steps is past the start of its decay, so it is no "
-                f"prefix of a run of {self.cfg.train.steps}; use optim.schedule=constant, or wsd from a checkpoint before its decay"
+                f"prefix of a run of {asked}; use optim.schedule=constant, or wsd from a checkpoint before its decay"
             )
 
     # --- running ----------------------------------------------------------------------------------------------------------------
@@ -156,7 +159,8 @@ class Loop:
         bar = tqdm(total=cfg.train.steps, initial=state.step, desc=self.run.path.name, unit="step", disable=quiet)
         stream = batches(self.source, "train", cfg.data.batch_size, state.step, self.ranks.rank, self.ranks.world)
         tracer = Tracer(self.run.path, cfg.profiler.trace, self.ranks.rank, self.ranks.device)
-        if self._evaluation_is_due():  # the run ended between saving and evaluating
+        left_to_others = cfg.eval.asynchronous and state.step in self.store.waiting()
+        if self._evaluation_is_due() and not left_to_others:  # the run ended between saving and evaluating
             self._evaluate()
         with bar, tracer, Prefetch(islice(stream, cfg.train.steps - state.step)) as prefetched:
             self.journal.start_interval(state.tokens)
@@ -260,9 +264,9 @@ class Loop:
 
     def _note(self, step: int, records: Mapping[str, Mapping[str, Any]]) -> None:
         self.evaluated.add(step)
-        losses = {split: record["loss"] for split, record in records.items() if record.get("loss") is not None}
-        for split, loss in losses.items():
-            self.best[split] = min(loss, self.best.get(split, math.inf))
+        found = {split: record["loss"] for split, record in records.items() if "loss" in record}
+        losses = {split: loss if loss is not None and math.isfinite(loss) else math.inf for split, loss in found.items()}
+        self.best |= {split: min(loss, self.best.get(split, math.inf)) for split, loss in losses.items() if loss < math.inf}
         if losses and self.ranks.rank == 0:
             self.store.rate(step, sum(losses.values()) / len(losses))
 
@@ -325,5 +329,5 @@ class Loop:
 
 def parent_optim(checkpoint: Path) -> OptimConfig | None:
     """The optimiser config of the run that wrote ``RUN/checkpoints/<step>``, if its config is still there."""
-    file = checkpoint.parent.parent / "config.yaml"
+    file = config_file(checkpoint)
     return OptimConfig(**read_yaml(file)["optim"]) if file.is_file() else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from ..checkpoint.store import load
 from ..config import RunFolder
 from ..distributed import Ranks
 from ..launcher.signals import StopFlag, stopped
+from ..metrics.sinks import Jsonl
 from ..model.transformer import Transformer
 from .evaluate import HeldOut, evaluate
 from .look_inside import look_inside
@@ -37,9 +37,10 @@ def evaluate_saved(cfg: Training, run: RunFolder, held_out: Mapping[str, HeldOut
     probed = look_inside(model, cfg, held_out, here)
     position = {"step": numbers["step"], "tokens": numbers["tokens"], "flops": numbers["flops"]}
     if here.rank == 0:
-        with (run.path / "metrics.jsonl").open("w") as file:
-            for split, record in {**records, **probed}.items():
-                file.write(json.dumps({**position, "split": split, **record}) + "\n")
+        sink = Jsonl(run.path / "metrics.jsonl", resume_step=-1)
+        for split, record in {**records, **probed}.items():
+            sink.write({**position, "split": split, **record})
+        sink.close()
     about = {"steps": numbers["step"], **position, "checkpoint": cfg.eval.checkpoint}
     return {**main_split(records), "final": records, "probed": probed, **about}
 

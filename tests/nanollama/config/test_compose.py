@@ -6,7 +6,7 @@ import pytest
 
 from src.apps.gssm.config import TRAIN
 from src.nanollama.config import ConfigError, compose
-from src.nanollama.config.compose import as_dict, rewrite_argv
+from src.nanollama.config.compose import as_dict, quoted, rewrite_argv
 
 DEBUG = "src/apps/gssm/configs/debug.yaml"
 FORMS = [[f"config={DEBUG}"], [DEBUG], ["experiment=debug"], [f"config={DEBUG.removesuffix('.yaml')}"]]
@@ -52,6 +52,12 @@ def test_files_with_awkward_names(tmp_path) -> None:
     file.write_text("train: {steps: 21}\n")
     with pytest.raises(ConfigError):  # commas separate the files of a sweep
         compose(TRAIN, ["experiment=debug", f"config={file}"])
+    assert compose(TRAIN, ["experiment=debug", f"config={quoted(file)}"]).train.steps == 21
+    both = [part for arg in rewrite_argv(TRAIN, [f"config={quoted(file)},{DEBUG}"]) for part in arg.split("=", 1)]
+    assert both[1].endswith(",src/apps/gssm/configs/debug") and "c=d" in both[1]
+    theirs = tmp_path / "it's, theirs.yaml"
+    theirs.write_text("train: {steps: 22}\n")
+    assert compose(TRAIN, ["experiment=debug", f"config={quoted(theirs)}"]).train.steps == 22
     plain = tmp_path / "a b=c.yaml"
     plain.write_text("train: {steps: 21}\n")
     assert compose(TRAIN, ["experiment=debug", f"config={plain}"]).train.steps == 21

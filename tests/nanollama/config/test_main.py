@@ -52,6 +52,14 @@ def test_every_ending_has_its_status_and_exit_code(status: str, tmp_path, capsys
         assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_result_that_cannot_be_written_is_a_sentence_and_a_failure(tmp_path, capsys) -> None:
+    def task(cfg, run):
+        (run.path / "result.json").mkdir()  # what a full disk does, without one
+
+    assert run_command(TRAIN, task, [*ARGS, f"run_dir={tmp_path / 'run'}"]) == 3
+    assert "result.json could not be written (Is a directory)" in capsys.readouterr().err
+
+
 def test_config_and_environment_are_written_before_the_task_starts(tmp_path) -> None:
     seen = {}
 

@@ -1,4 +1,5 @@
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,18 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
         raise KeyError
     with pytest.raises(ValueError, match="no documents"), TokenWriter(tmp_path / "t", 10):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match="File too large"), TokenWriter(tmp_path / "t", 10) as writer:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+            for _ in range(1 << 10):
+                writer.add(np.zeros(100, np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -108,6 +121,24 @@ def test_a_corpus_through_a_trained_tokenizer(tmp_path: Path) -> None:
     assert list(sources) == ["even", "odd"] and sources["odd"].batch("train", 0, 4).shape == (4, 17)
     again = tokenized_corpus(manifest, made, seq_len=16)  # finds the files of the first call
     assert (again["odd"].batch("train", 0, 4) == sources["odd"].batch("train", 0, 4)).all()
+
+
+def test_texts_longer_than_the_tokenizers_model_takes_are_encoded_whole(tmp_path: Path) -> None:
+    """Files of the Hub often carry the truncation and padding of the model that they were saved with."""
+    pytest.importorskip("tokenizers")
+    from src.nanollama.data.tokenizer import load_tokenizer, tokenized_corpus, train_tokenizer
+
+    for i in range(4):
+        (tmp_path / "texts" / "d").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / "d" / f"{i}.txt").write_text(f"text {i} goes on " * 100)
+    manifest = folder_corpus(tmp_path / "cache", tmp_path / "texts")
+    train_tokenizer(manifest, 270, tmp_path / "t.json")
+    short = load_tokenizer(tmp_path / "t.json")
+    short.enable_truncation(50)
+    short.enable_padding(length=60)
+    short.save(str(tmp_path / "short.json"))
+    whole, cut = (tokenized_corpus(manifest, tmp_path / name, seq_len=16)["d"].streams["train"].ids for name in ("t.json", "short.json"))
+    assert len(whole) > 4 * 60 and np.array_equal(whole, cut)
 
 
 def test_tokenizer_errors_are_named(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from offline_wandb import written
 
+from src.nanollama.config import RunFailed
 from src.nanollama.config.schema import MetricsConfig, WandbConfig
 from src.nanollama.metrics.sinks import Sinks, wandb_id
 from src.nanollama.metrics.upload import main, upload
@@ -44,12 +45,42 @@ def test_repeated_uploads_send_every_record_once(run) -> None:
         (30, 3, None),
         (20, None, 2),
     ]
-    assert json.loads((run / "wandb" / "upload.json").read_text())["sent"] == {"train": 30, "valid": 20}
+    assert json.loads((run / "wandb" / "upload.json").read_text())["p"]["sent"] == {"train": [10, 20, 30], "valid": [20]}
+
+
+def test_an_evaluation_that_comes_after_those_of_later_steps_is_sent(run) -> None:
+    add(run, 20, "valid")
+    assert upload(run, "p")["records"] == 3
+    add(run, 10, "valid")  # failed at first, taken in by the resumed run
+    assert upload(run, "p") == {"records": 1, "traces": 0}
+    assert upload(run, "p") == {"records": 0, "traces": 0}
+
+
+def test_another_project_gets_everything_and_each_only_once(run) -> None:
+    assert upload(run, "p")["records"] == upload(run, "q")["records"] == upload(run, "q", "someone")["records"] == 2
+    add(run, 30)
+    assert [upload(run, "q")["records"], upload(run, "q")["records"], upload(run, "p")["records"]] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(("mode", "message"), [("disabled", "sends nothing"), ("of-line", "must be one of online, offline")])
+def test_a_mode_that_sends_nothing_does_not_count_as_sent(mode: str, message: str, run, monkeypatch, capsys) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("WANDB_MODE", mode)
+        assert main([str(run)]) == 2 and message in capsys.readouterr().err
+    assert upload(run, "nanollama")["records"] == 2
+
+
+def test_without_a_login_the_training_says_what_to_do(run, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(run / "none"))
+    with pytest.raises(RunFailed, match=r"No API key configured.*WANDB_MODE=offline"):
+        Sinks(run, MetricsConfig(tensorboard=False, wandb=WandbConfig(active=True)), {})
 
 
 def test_what_a_run_sent_while_it_trained_is_not_sent_again(run) -> None:
     """The earlier part of the run had no wandb, so that its records are made up for."""
-    cfg = MetricsConfig(tensorboard=False, wandb=WandbConfig(active=True))
+    cfg = MetricsConfig(tensorboard=False, wandb=WandbConfig(active=True, project="p"))
     for step in (30, 40):
         sinks = Sinks(run, cfg, {}, resume_step=step - 10)
         sinks.write({"step": step, "split": "train", "tokens": step, "loss": step / 10})

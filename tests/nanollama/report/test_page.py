@@ -173,6 +173,11 @@ def test_damaged_runs_are_shown_as_such(tmp_path: Path, gssm_run) -> None:
     (odd / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in odd_records))
     (odd / "result.json").write_text(json.dumps({"status": "nan", "loss": math.nan, "final": 3, "message": ["x"]}))
     (odd / "config.yaml").write_text(yaml.safe_dump({"gssm": "x", 3: {"a": None}}))
+    family = {"status": "ok", "final/test_loss": 1.0}  # of runs that were edited, or are of another program
+    for name, model in (("null", None), ("word", "tiny"), ("deep", {"family": "deep"}), ("shallow", {"family": "shallow"})):
+        gssm_run(root / name, model=model)
+        (root / name / "result.json").write_text(json.dumps(family))
+    (root / "word" / "metrics.jsonl").write_text('{"step": 1, "split": "valid/x", "loss": 1.0, "bits_per_byte": 2.0}\n')
     page = report(root)
     for shown in ("torn", "result.json is not readable", "1 unreadable line left out", "empty", "config.yaml is missing", "odd", "nan"):
         assert shown in page.text, shown

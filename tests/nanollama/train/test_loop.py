@@ -276,6 +276,39 @@ class TestContinuation:
         with pytest.raises(ConfigError, match="another model"):
             run_toy(tmp_path / "child", wider)
 
+    def test_another_optimiser_is_refused(self, tmp_path) -> None:
+        cfg = ToyConfig()
+        run_toy(tmp_path / "parent", cfg)
+        other = self.longer(replace(cfg, optim=replace(cfg.optim, name="muon")), tmp_path / "parent", 20)
+        with pytest.raises(ConfigError, match=r"another optimiser: it has no \w+ of layers.*optim\.name"):
+            run_toy(tmp_path / "child", other)
+
+    @pytest.mark.parametrize("schedule", ["constant", "wsd"])
+    def test_a_shorter_run_than_what_is_done_is_refused(self, schedule, tmp_path) -> None:
+        cfg = ToyConfig(optim=replace(ToyConfig().optim, schedule=schedule, decay=0.5))
+        with pytest.raises(Interrupted):
+            run_toy(tmp_path, cfg, StopAt(7, signal.SIGINT))
+        done = numbered(tmp_path / "checkpoints")[-1]
+        with pytest.raises(ConfigError, match=f"{done} steps are done.*ask for {done} or more"):
+            run_toy(tmp_path, replace(cfg, train=replace(cfg.train, steps=done - 1)))
+
+    def test_a_shorter_run_whose_decay_would_have_begun_is_refused(self, tmp_path) -> None:
+        cfg = ToyConfig(optim=replace(ToyConfig().optim, schedule="wsd", decay=0.5))
+        run_toy(tmp_path / "parent", cfg)
+        before = replace(cfg, train=replace(cfg.train, steps=8))
+        asked = replace(before, checkpoint=replace(cfg.checkpoint, init_from=f"{tmp_path}/parent/checkpoints/6"))
+        with pytest.raises(ConfigError, match="no prefix of a run of 8"):  # where it begins at step 4
+            run_toy(tmp_path / "child", asked)
+
+    def test_the_schedule_of_a_linked_checkpoint_is_known(self, tmp_path) -> None:
+        cfg = ToyConfig(optim=replace(ToyConfig().optim, schedule="cosine"))
+        run_toy(tmp_path / "parent", cfg)
+        (tmp_path / "parent" / "config.yaml").write_text("optim: {schedule: cosine}\n")
+        (tmp_path / "best").symlink_to(tmp_path / "parent" / "checkpoints" / "12")
+        child = ToyConfig(train=replace(cfg.train, steps=20), checkpoint=replace(cfg.checkpoint, init_from=str(tmp_path / "best")))
+        with pytest.raises(ConfigError, match="no prefix"):
+            run_toy(tmp_path / "child", child)
+
     def test_missing_checkpoint_is_named(self, tmp_path) -> None:
         cfg = ToyConfig(checkpoint=replace(ToyConfig().checkpoint, init_from=str(tmp_path / "nowhere")))
         with pytest.raises(ConfigError, match="nowhere"):

@@ -1,26 +1,35 @@
 """When checkpoints are written, which stay, and evaluation of saved ones."""
 
 import json
+import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from traceback import StackSummary
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from test_loop import StopAt, records, same_weights
-from toy_training import SignalDuringEvaluation, ToyConfig, run_toy
+from torch.distributed.checkpoint.api import CheckpointException
+from toy_training import Counting, SignalDuringEvaluation, ToyConfig, run_toy
 
 from src.nanollama.checkpoint.find import numbered
 from src.nanollama.checkpoint.store import PIN, Store, load
-from src.nanollama.config import ROOT, ConfigError, Interrupted, Requeue
+from src.nanollama.config import ROOT, ConfigError, Interrupted, Requeue, RunFailed, RunFolder
 from src.nanollama.config.schema import CheckpointConfig
 from src.nanollama.distributed import Ranks
+from src.nanollama.launcher.signals import StopFlag
 from src.nanollama.metrics.sinks import read_jsonl
+from src.nanollama.model.transformer import Transformer
 from src.nanollama.train import background, evaluate, loop
 
 HERE = Ranks(0, 1, torch.device("cpu"))
@@ -53,8 +62,89 @@ def test_a_background_write_that_fails_is_not_silent(tmp_path, monkeypatch) -> N
     store = Store(tmp_path, HERE, CheckpointConfig(asynchronous=True))
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     store.save(1, {"model": {"w": torch.zeros(3)}}, {})
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunFailed, match=r"checkpoints/1 could not be written \(disk full\)"):
         store.wait()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_what_was_saved(asynchronous: bool, tmp_path) -> None:
+    store = Store(tmp_path, HERE, CheckpointConfig(asynchronous=asynchronous))
+    store.save(1, {"model": {"w": torch.zeros(3)}}, {})
+    store.wait()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(RunFailed, match=r"checkpoints/2 could not be written \(File too large\)"):
+            store.save(2, {"model": {"w": torch.zeros(1 << 18)}}, {})
+            store.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in store.folder.iterdir()] == ["1"]
+    store.save(2, {"model": {"w": torch.zeros(1 << 18)}}, {})
+    store.wait()
+    assert numbered(store.folder) == [1, 2]
+
+
+TORN = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")  # torch.save's, on a full disk
+
+
+@pytest.mark.parametrize(
+    ("causes", "kind", "said"),
+    [
+        ([TORN, OSError(28, "No space left on device")], RunFailed, r"checkpoints/1 could not be written \(No space left on device\)"),
+        ([TORN], RunFailed, "is the disk full"),
+        ([ZeroDivisionError("1/0")], ZeroDivisionError, "1/0"),
+        ([KeyboardInterrupt("now")], KeyboardInterrupt, "now"),
+    ],
+)
+def test_what_other_ranks_could_not_write_is_told_as_well(causes: list[BaseException], kind, said: str, tmp_path, monkeypatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise CheckpointException("write", {rank: (cause, StackSummary()) for rank, cause in enumerate(causes)})
+
+    monkeypatch.setattr(dcp, "save", fails)  # the errors come pickled from two processes
+    with pytest.raises(kind, match=said):
+        Store(tmp_path, HERE, CheckpointConfig()).save(1, {"model": {"w": torch.zeros(1)}}, {})
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+class EndsAfter(Counting):
+    """Has data for so many steps only."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def batch(self, split: str, start: int, count: int) -> np.ndarray:
+        if start >= self.steps * count:
+            raise RuntimeError("no more data")
+        return super().batch(split, start, count)
+
+
+def test_a_run_that_fails_ends_after_what_it_writes_in_the_background(tmp_path, monkeypatch) -> None:
+    def slow(*args: object) -> None:
+        time.sleep(0.3)
+        publish(*args)
+
+    publish = Store._publish
+    monkeypatch.setattr(Store, "_publish", slow)
+    with pytest.raises(RuntimeError, match="no more data"):
+        run_toy(tmp_path, saving(asynchronous=True, period=4), EndsAfter(4))
+    assert numbered(tmp_path / "checkpoints") == [4]
+
+
+def test_deleting_half_of_a_checkpoint_leaves_none(tmp_path, monkeypatch) -> None:
+    def killed(path: Path, **_: object) -> None:
+        if path.name == ".1.partial":
+            (path / "state.json").unlink()
+            raise KeyboardInterrupt
+
+    store = Store(tmp_path, HERE, CheckpointConfig(keep=1))
+    store.save(1, {"model": {"w": torch.zeros(3)}}, {})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        store.save(2, {"model": {"w": torch.zeros(3)}}, {})
+    assert numbered(store.folder) == [2] and len(list(store.folder.iterdir())) == 2
+    Store(tmp_path, HERE, CheckpointConfig())
+    assert [path.name for path in store.folder.iterdir()] == ["2"]
 
 
 def test_what_is_saved_in_the_background_does_not_move_any_more(tmp_path) -> None:
@@ -73,6 +163,14 @@ def test_the_best_checkpoint_outlives_newer_ones(tmp_path) -> None:
         store.save(step, {"model": {"w": torch.zeros(1)}}, {})
         store.rate(step, loss)
     assert numbered(store.folder) == [20, 40]
+
+
+def test_a_loss_that_is_not_finite_is_not_the_best(tmp_path) -> None:
+    run = loop.Loop(saving(keep=1, keep_best=True), RunFolder(tmp_path), Counting(), {}, None, HERE, StopFlag())
+    for step, losses in [(10, (math.nan, 1.0)), (20, (2.0, 2.0)), (30, (3.0, None)), (40, (3.0, 3.0))]:
+        run.store.save(step, {"model": {"w": torch.zeros(1)}}, {})
+        run._note(step, {"a": {"loss": losses[0]}, "b": {"loss": losses[1]}})
+    assert numbered(run.store.folder) == [20, 40] and run.best == {"a": 2.0, "b": 1.0}
 
 
 def test_keep_best_knows_the_losses_of_before_a_resume(tmp_path) -> None:
@@ -162,6 +260,14 @@ def test_a_saved_checkpoint_is_evaluated_without_training(tmp_path) -> None:
         run_toy(tmp_path / "bad", replace(cfg, eval=replace(cfg.eval, checkpoint=str(tmp_path))))
 
 
+def test_a_saved_checkpoint_that_is_nan_is_recorded_as_json(tmp_path) -> None:
+    cfg = ToyConfig()
+    weights = {name: torch.full_like(w, math.nan) for name, w in Transformer(cfg.model).state_dict().items()}
+    path = Store(tmp_path, HERE, cfg.checkpoint).save(1, {"model": weights}, {"step": 1, "tokens": 48, "flops": 1})
+    run_toy(tmp_path / "eval", replace(cfg, eval=replace(cfg.eval, checkpoint=str(path))))
+    assert [record["loss"] for record in records(tmp_path / "eval")] == [None]
+
+
 def spoil(checkpoint: Path, damage: str) -> None:
     shard = next(checkpoint.glob("*.distcp"))
     if damage == "missing shard":
@@ -210,7 +316,7 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path) -> None:
     run_toy(tmp_path, cfg)
     (tmp_path / "checkpoints" / "12").rename(tmp_path / "checkpoints" / ".16.partial")
     assert run_toy(tmp_path, cfg)["steps"] == 12
-    assert numbered(tmp_path / "checkpoints") == [4, 8, 12]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["12", "4", "8"]  # it would have taken room for ever
 
 
 def gssm(*more: str) -> subprocess.CompletedProcess:
@@ -243,6 +349,16 @@ def test_a_failed_evaluation_keeps_its_checkpoint_and_says_so(tmp_path, caplog, 
     assert "evaluation of checkpoint 4 failed" in caplog.text
     assert numbered(tmp_path / "checkpoints") == [4, 8, 12]
     assert all((tmp_path / "checkpoints" / s / PIN).exists() for s in ("4", "8"))
+
+
+def test_a_resumed_run_leaves_the_evaluation_of_its_checkpoint_to_others(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(background.sys.modules["__main__"], "__spec__", ModuleSpec("src.nanollama.no_such_command", None))
+    cfg = ToyConfig(eval=replace(ToyConfig().eval, asynchronous=True))
+    run_toy(tmp_path, cfg)
+    shutil.rmtree(tmp_path / "checkpoints" / "12")
+    run_toy(tmp_path, cfg)
+    assert (tmp_path / "checkpoints" / "8" / PIN).exists()
+    assert [record["step"] for record in records(tmp_path) if record["split"] == "valid"] == [12]
 
 
 def test_a_checkpoint_of_another_device_has_no_random_state_for_this_one_and_loads(tmp_path) -> None:
