@@ -49,6 +49,20 @@ def test_we_read_what_hugging_face_writes(tmp_path: Path, shard: str) -> None:
     torch.testing.assert_close(hf.load(tmp_path)(TOKENS), theirs(TOKENS).logits, atol=1e-5, rtol=0)
 
 
+def test_in_half_precision_late_positions_are_as_exact_as_hugging_face_s(tmp_path: Path) -> None:
+    model = Transformer(ModelConfig(vocab_size=37, emb_dim=64, nb_layers=1, nb_heads=4))
+    with torch.no_grad():
+        model.layers[0].mixer.qkv.weight[:128] *= 8  # queries and keys: attention that looks closely at angles
+    hf.save(model, tmp_path)
+    LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    tokens = torch.randint(37, (1, 1500), generator=torch.Generator().manual_seed(0))
+    exact = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)(tokens).logits
+    ours, theirs = hf.load(tmp_path), LlamaForCausalLM.from_pretrained(tmp_path)
+    assert ours.embed.weight.dtype == theirs.dtype == torch.bfloat16
+    errors = [(logits - exact)[:, -300:].abs().mean() for logits in (ours(tokens), theirs(tokens).logits)]
+    assert errors[0] < 1.3 * errors[1]
+
+
 def test_the_older_form_of_the_config() -> None:
     config = hf.to_llama_config(resolve(CONFIGS[2]), 64)
     rope = config.pop("rope_parameters")
