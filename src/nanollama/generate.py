@@ -70,6 +70,8 @@ def complete(argv: Sequence[str]) -> None:
     if len(paths) != 1:
         raise ConfigError(f"name one run folder, got {len(paths)}")
     count, seed, tokens = (_number(options, key, default, int) for key, default in (("n", 1), ("seed", 0), ("tokens", 200)))
+    if count < 1 or tokens < 1:
+        raise ConfigError(f"n={count}, tokens={tokens}: both must be at least 1")
     temperature = _number(options, "temperature", 0.8, float)
     top_k = _number(options, "top_k", 0, int) if "top_k" in options else None
     top_p = _number(options, "top_p", 1.0, float) if "top_p" in options else None

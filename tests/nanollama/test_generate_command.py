@@ -114,6 +114,8 @@ def test_a_llama_folder_starts_and_ends_as_transformers_does(capsys, tmp_path, e
         (["{gssm}", "prompt=99"], "from 0 to"),
         (["{gssm}", "temperature=-1"], "temperature"),
         (["{gssm}", "tokens=many"], "whole number"),
+        (["{gssm}", "tokens=0"], "at least 1"),
+        (["{gssm}", "n=-1"], "at least 1"),
         (["{gssm}", "compile=gcc"], "has no such backend; it has"),
         (["{gssm}", "top=3"], "no such option"),
     ],
