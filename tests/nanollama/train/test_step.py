@@ -184,6 +184,7 @@ def test_models_trained_one_after_another_are_all_compiled_for_their_own_shape()
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode", "ignore:TensorFloat32 tensor cores")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_captured_steps_equal_eager_ones_and_nothing_waits_for_the_device(name: str) -> None:
