@@ -162,12 +162,12 @@ def utilisation(cfg: Any, trial: Trial) -> dict[str, float | None]:
     return {name: getattr(flops, name)(cfg.model, cfg.data.seq_len, trial.tokens_per_s, peak) for name in UTILISATION}
 
 
-def _check(train: TrainConfig) -> None:
+def _check(cfg: Any) -> None:
     """What a training of one process would refuse, before any is started."""
     from ..distributed import Ranks, pick_device
     from .step import check_mode
 
-    check_mode(train, Ranks(0, 1, pick_device(train.device)))
+    check_mode(cfg, Ranks(0, 1, pick_device(cfg.train.device)))
 
 
 def fit(argv: Sequence[str]) -> None:
@@ -176,7 +176,7 @@ def fit(argv: Sequence[str]) -> None:
     if "script" not in own:
         raise ConfigError("name the training: script=src.apps.gssm.train (see --help)")
     cfg = compose(entry_of(own["script"]), [arg for arg in argv if arg.partition("=")[0] not in own])
-    _check(cfg.train)
+    _check(cfg)
     bound, origin = memory_bound(own.get("memory"), cfg.train.device)
     print(f"bound: {gib(bound)}, {origin}\n{'batch':>8} {'peak':>12} {'tokens/s':>12}")
 
