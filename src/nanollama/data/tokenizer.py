@@ -101,13 +101,16 @@ def _texts(manifest: Manifest, domain: str, split: str) -> Iterator[str]:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """A ``tokenizer.json``, or a ConfigError."""
+    """A ``tokenizer.json`` that takes texts whole, or a ConfigError."""
     _require()
     from tokenizers import Tokenizer
 
     content = read_tokenizer(path)
     try:
-        return Tokenizer.from_buffer(content)
+        tokenizer = Tokenizer.from_buffer(content)
+        tokenizer.no_truncation()  # the file may hold the settings of somebody's batches, which are none of ours
+        tokenizer.no_padding()
+        return tokenizer
     except Exception as error:  # the library raises plain Exception for a malformed file
         raise ConfigError(f"{path} is not a tokenizer.json ({error})") from None
 

@@ -110,6 +110,19 @@ def test_a_corpus_through_a_trained_tokenizer(tmp_path: Path) -> None:
     assert (again["odd"].batch("train", 0, 4) == sources["odd"].batch("train", 0, 4)).all()
 
 
+def test_texts_are_taken_whole_whatever_batches_the_tokenizer_was_saved_for(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    from src.nanollama.data.tokenizer import load_tokenizer
+
+    saved = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    saved.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    saved.enable_truncation(4)
+    saved.enable_padding(length=9)
+    saved.save(str(tmp_path / "tokenizer.json"))
+    text = "b a b a b a"
+    assert len(saved.encode(text)) == 9 and load_tokenizer(tmp_path / "tokenizer.json").encode(text).ids == [1, 0, 1, 0, 1, 0]
+
+
 def test_tokenizer_errors_are_named(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     from src.nanollama.data import Manifest
