@@ -4,10 +4,11 @@
                                          [compile=BACKEND]
 
 RUN is a run folder, one of its checkpoints, or a Llama folder of Hugging Face. A model of text takes and gives text (bytes, or the tokens
-of the tokenizer it was trained with, which a Llama folder has in tokenizer.json); any other model takes and gives token numbers, such as
-prompt=3,1,4. temperature=0 always takes the most likely token. The same seed
-gives the same text. compile=inductor (or another backend of torch.compile) compiles the step that adds a token, which takes a minute and
-pays on a GPU for many tokens. Exit codes: 0 done, 2 wrong input.
+of the tokenizer it was trained with); any other model takes and gives token numbers, such as prompt=3,1,4. With a Llama folder prompts are
+encoded as its tokenizer.json says, which may put a start token before them, and completions end at the end tokens of its
+generation_config.json or config.json. temperature=0 always takes the most likely token. The same seed gives the same text.
+compile=inductor (or another backend of torch.compile) compiles the step that adds a token, which takes a minute and pays on a GPU for many
+tokens. Exit codes: 0 done, 2 wrong input.
 """
 
 from __future__ import annotations
@@ -42,13 +43,18 @@ class Codec:
 def codec(data: dict[str, Any]) -> Codec:
     """The codec of a run by its ``data`` config."""
     if data.get("tokenizer"):
-        from .data.tokenizer import load_tokenizer
-
-        tokenizer = load_tokenizer(Path(data["tokenizer"]).expanduser())
-        return Codec(lambda text: tokenizer.encode(text, add_special_tokens=False).ids, lambda ids: tokenizer.decode(list(ids)), "\n")
+        return _tokenizer(Path(data["tokenizer"]).expanduser(), start=False)
     if "corpus" in data:
         return Codec(lambda text: list(text.encode()), lambda ids: bytes(ids).decode(errors="replace"), "\n")
     return Codec(_numbers, lambda ids: " ".join(map(str, ids)), "0")
+
+
+def _tokenizer(file: Path, start: bool) -> Codec:
+    """That of a tokenizer.json; ``start``: with the special tokens that it puts around a text."""
+    from .data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(file)
+    return Codec(lambda text: tokenizer.encode(text, add_special_tokens=start).ids, lambda ids: tokenizer.decode(list(ids)), "\n")
 
 
 def _numbers(text: str) -> list[int]:
@@ -64,6 +70,8 @@ def complete(argv: Sequence[str]) -> None:
     if len(paths) != 1:
         raise ConfigError(f"name one run folder, got {len(paths)}")
     count, seed, tokens = (_number(options, key, default, int) for key, default in (("n", 1), ("seed", 0), ("tokens", 200)))
+    if count < 1 or tokens < 1:
+        raise ConfigError(f"n={count}, tokens={tokens}: both must be at least 1")
     temperature = _number(options, "temperature", 0.8, float)
     top_k = _number(options, "top_k", 0, int) if "top_k" in options else None
     top_p = _number(options, "top_p", 1.0, float) if "top_p" in options else None
@@ -71,28 +79,28 @@ def complete(argv: Sequence[str]) -> None:
     from .distributed import pick_device
     from .model.generate import generate, sampler
 
-    model, data = _open(Path(paths[0]).expanduser(), pick_device(options.get("device", "auto")))
-    words = codec(data)
+    model, words, stop = _open(Path(paths[0]).expanduser(), pick_device(options.get("device", "auto")))
     prompt = options.get("prompt", words.default)
     try:
         choose = sampler(temperature, top_k, top_p)
-        found = generate(model, [words.encode(prompt)] * count, tokens, sample=choose, seed=seed, backend=_backend(options.get("compile")))
+        backend = _backend(options.get("compile"))
+        found = generate(model, [words.encode(prompt)] * count, tokens, sample=choose, stop=stop, seed=seed, backend=backend)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     for i, completion in enumerate(found):
         print((f"--- {i + 1} of {count}\n" if count > 1 else "") + words.decode([*words.encode(prompt), *completion]))
 
 
-def _open(path: Path, device: torch.device) -> tuple[Transformer, dict[str, Any]]:
-    """A model, and the ``data`` config that says what its tokens are."""
+def _open(path: Path, device: torch.device) -> tuple[Transformer, Codec, Sequence[int]]:
+    """A model, what its tokens are, and those that end a text."""
     from .checkpoint.opened import open_model
     from .model import hf
 
     if not hf.is_llama(path):
         model, config = open_model(path, device)
-        return model, config["data"]
-    tokenizer = path / "tokenizer.json"
-    return hf.load(path).to(device).eval(), {"tokenizer": str(tokenizer)} if tokenizer.is_file() else {}
+        return model, codec(config["data"]), ()
+    file = path / "tokenizer.json"
+    return hf.load(path).to(device).eval(), _tokenizer(file, start=True) if file.is_file() else codec({}), hf.end_tokens(path)
 
 
 def _backend(name: str | None) -> str | None:

@@ -1,8 +1,12 @@
 """``python -m src.nanollama.generate``: text in, text out; numbers in, numbers out; errors that say what to do."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from src.apps.gssm.train import train as train_gssm
 from src.apps.mixbo.train import train as train_text
@@ -61,14 +65,44 @@ def test_a_llama_folder_says_what_the_run_that_it_was_written_from_says(runs, ca
 
 
 def test_a_llama_folder_with_a_tokenizer_takes_and_gives_text(runs, capsys, tmp_path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     assert hf.main([str(runs / "gssm"), f"out={tmp_path}/llama"]) == 0 and capsys.readouterr()
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(32)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.save(str(tmp_path / "llama" / "tokenizer.json"))
     numbers = said(capsys, runs / "gssm", "prompt=3,1,4", "tokens=9", "temperature=0").split()
     assert said(capsys, tmp_path / "llama", "prompt=w3 w1 w4", "tokens=9", "temperature=0").split() == [f"w{i}" for i in numbers]
+
+
+ENDS = [
+    ({}, None),
+    ({"eos_token_id": 8}, None),
+    ({"eos_token_id": [8, 30]}, None),
+    ({}, {"eos_token_id": [30]}),
+    ({"eos_token_id": 8}, {"bos_token_id": 1}),  # the second file counts whole: no end
+]
+
+
+@pytest.mark.parametrize(("ends", "generation"), ENDS)
+def test_a_llama_folder_starts_and_ends_as_transformers_does(capsys, tmp_path, ends: dict, generation: dict | None) -> None:
+    torch.manual_seed(3)
+    shape = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**shape, initializer_range=0.5)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "eos_token_id"} | ends))
+    (tmp_path / "generation_config.json").unlink()
+    if generation:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    words = Tokenizer(models.WordLevel({"<s>": 1} | {f"w{i}": i for i in range(32) if i != 1}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>").save_pretrained(tmp_path)
+    theirs, tokenizer = LlamaForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    for prompt in ("w3 w1 w4", "w5", "w9 w9", "w17 w20"):
+        given = tokenizer(prompt, return_tensors="pt")
+        assert given["input_ids"][0, 0] == 1
+        ids = theirs.generate(given["input_ids"], attention_mask=given["attention_mask"], max_new_tokens=40, do_sample=False)[0]
+        expected = tokenizer.decode(ids, skip_special_tokens=True)
+        assert said(capsys, tmp_path, f"prompt={prompt}", "tokens=40", "temperature=0") == expected + "\n"
 
 
 @pytest.mark.parametrize(
@@ -80,6 +114,8 @@ def test_a_llama_folder_with_a_tokenizer_takes_and_gives_text(runs, capsys, tmp_
         (["{gssm}", "prompt=99"], "from 0 to"),
         (["{gssm}", "temperature=-1"], "temperature"),
         (["{gssm}", "tokens=many"], "whole number"),
+        (["{gssm}", "tokens=0"], "at least 1"),
+        (["{gssm}", "n=-1"], "at least 1"),
         (["{gssm}", "compile=gcc"], "has no such backend; it has"),
         (["{gssm}", "top=3"], "no such option"),
     ],

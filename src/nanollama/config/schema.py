@@ -31,6 +31,7 @@ Several = Annotated[int, Field(ge=2), BeforeValidator(_number)]  # as many as a 
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 Fraction = Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)]
+Momentum = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -118,11 +119,11 @@ class OptimConfig:
 
     name: Literal["adamw", "muon"] = "adamw"  # muon: for matrices, scaled so that lr and weight_decay mean what they do for AdamW
     lr: Rate = 1e-3
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    eps: Rate = 1e-8
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
     weight_decay: Rate = 0.1
     clip: PositiveFloat | None = 1.0  # None: no clipping (the norm is logged all the same)
-    momentum: Fraction = 0.95  # muon
+    momentum: Momentum = 0.95  # muon
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
     warmup: Count = 20  # steps
     decay: Fraction = 0.2  # wsd: last share of the steps

@@ -45,8 +45,11 @@ class Heads(nn.Module):
             flex = flex_attention if torch.compiler.is_compiling() else _flex()
             y = flex(q, k, v, block_mask=at.mask, enable_gqa=self.nb_heads != self.kv_heads)
         else:
-            causal, grouped = at.mask is None, self.nb_heads != self.kv_heads
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=at.mask, is_causal=causal, enable_gqa=grouped)
+            grouped = self.nb_heads != self.kv_heads
+            if grouped and not shares_heads(q.device, q.dtype):
+                k, v = (x.repeat_interleave(self.nb_heads // self.kv_heads, dim=1) for x in (k, v))
+                grouped = False
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=at.mask, is_causal=at.mask is None, enable_gqa=grouped)
         return y.transpose(1, 2).flatten(2)
 
     def heads(self, qkv: Tensor, at: Context) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,6 +82,12 @@ def fastest(qkv: Tensor) -> str:
     """Which kernel attends to the past of plain (B, T, ...) sequences, as ``benchmarks/attention.py`` measured: "native"
     (``fused_attention``, in fp32 whatever comes in) or "sdpa"."""
     return "native" if cpu.compilable(qkv, NATIVE_FOR) and qkv.shape[1] <= NATIVE_UP_TO else "sdpa"
+
+
+def shares_heads(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether SDPA's fused kernels let query heads share keys and values. In torch 2.13 the only one on a GPU that takes fp32 does not:
+    the whole score matrix would be built, and keys and values repeated all the same."""
+    return device.type != "cuda" or dtype != torch.float32
 
 
 @cache

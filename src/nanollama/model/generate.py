@@ -31,13 +31,14 @@ def sampler(temperature: float = 1.0, top_k: int | None = None, top_p: float | N
     Raises:
         ValueError: a setting out of its range.
     """
-    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+    if not temperature >= 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise ValueError(f"temperature={temperature}, top_k={top_k}, top_p={top_p}: needs temperature >= 0, top_k >= 1 and 0 < top_p <= 1")
 
     def sample(logits: Tensor, uniform: Tensor) -> Tensor:
         if temperature == 0:
             return logits.argmax(-1)
-        p, tokens = (logits.float() / temperature).softmax(-1).sort(stable=True, dim=-1, descending=True)
+        below = logits.float() - logits.amax(-1, keepdim=True)  # a small temperature cannot overflow
+        p, tokens = (below / temperature).softmax(-1).sort(stable=True, dim=-1, descending=True)
         if top_k is not None:
             p[:, top_k:] = 0
         if top_p is not None:

@@ -89,6 +89,17 @@ def load_into(model: Transformer, folder: Path) -> None:
     set_model_state_dict(model, {name: x.float() for name, x in state.items()}, options=StateDictOptions(full_state_dict=True))
 
 
+def end_tokens(folder: Path) -> list[int]:
+    """The tokens at which Hugging Face's ``generate`` ends a text of this checkpoint. Raises ConfigError for a file that cannot be read."""
+    file = folder / "generation_config.json"
+    file = file if file.is_file() else folder / "config.json"
+    try:
+        found = json.loads(file.read_text()).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{file} cannot be read ({error!r})") from error
+    return [] if found is None else [found] if isinstance(found, int) else list(found)
+
+
 def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The resolved config of a Llama checkpoint and its weights under our names."""
     _require()
@@ -185,17 +196,21 @@ def to_llama_config(cfg: ModelConfig, max_length: int) -> dict[str, Any]:
         "attention_bias": False,
         "mlp_bias": False,
         "max_position_embeddings": max_length,
+        "bos_token_id": None,  # left out, Hugging Face takes both to be there: 1 and 2
+        "eos_token_id": None,
     }
 
 
 def from_llama_config(config: Mapping[str, Any]) -> ModelConfig:
     """Our config for Hugging Face's ``config.json``, in its present form and the older one (``rope_theta``, ``rope_scaling``)."""
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    outside = {"partial_rotary_factor": config.get("partial_rotary_factor")}
+    rope = {**outside, **(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     kind = rope.get("rope_type", rope.get("type", "default"))
     known = {theirs: ours for ours, theirs in ROPE_NAMES.items()}
-    published = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "beta_fast": 32, "beta_slow": 1}
+    published = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "beta_fast": 32, "beta_slow": 1, "truncate": True}
+    published |= {"partial_rotary_factor": 1.0}
     other = [f"{key}={rope[key]}" for key, value in published.items() if rope.get(key) not in (None, value)]
-    other += [f"{key}={config[key]}" for key in ("attention_bias", "mlp_bias") if config.get(key)]
+    other += [f"{key}={config[key]}" for key in ("attention_bias", "mlp_bias", "quantization_config") if config.get(key)]
     other += [f"{key}={rope[key]}" for key in ("attention_factor", "mscale", "mscale_all_dim") if rope.get(key) is not None]
     if config.get("model_type") != "llama" or config.get("hidden_act", "silu") != "silu" or kind not in known or other:
         raise ConfigError(
@@ -218,8 +233,14 @@ def from_llama_config(config: Mapping[str, Any]) -> ModelConfig:
         rope_theta=rope.get("rope_theta", config.get("rope_theta", 10000.0)),
         rope_scaling=known[kind],  # type: ignore[arg-type]
         rope_factor=rope.get("factor", 1.0),
-        rope_length=rope.get("original_max_position_embeddings"),
+        rope_length=_trained_length(config, rope) if kind in ("llama3", "yarn") else None,
     )
+
+
+def _trained_length(config: Mapping[str, Any], rope: Mapping[str, Any]) -> int | None:
+    """Where Hugging Face looks for it, in its order."""
+    key = "original_max_position_embeddings"
+    return config.get(key) or rope.get(key) or config.get("max_position_embeddings")
 
 
 def _require() -> None:

@@ -89,7 +89,9 @@ def attention_entropy(layer: Heads, x: Tensor, at: Any) -> Tensor:
     """Entropy in nats of every query's distribution over its keys: (B, H, T). ``x`` and ``at`` as the layer gets them, without a cache."""
     mask = masks.dense(at.mask.mask_mod, x.shape[0], x.shape[1], x.device) if isinstance(at.mask, BlockMask) else at.mask
     q, k, _ = layer.heads(layer.qkv(x), at)
-    scores = q.float() @ k.float().repeat_interleave(layer.nb_heads // layer.kv_heads, dim=1).transpose(-1, -2) * layer.qk_dim**-0.5
+    k = k.repeat_interleave(layer.nb_heads // layer.kv_heads, dim=1)
+    with torch.autocast(x.device.type, enabled=False):  # kernels keep scores in fp32 too
+        scores = q.float() @ k.float().transpose(-1, -2) * layer.qk_dim**-0.5
     length = scores.shape[-1]
     seen = torch.ones(length, length, dtype=torch.bool, device=x.device).tril() if mask is None else mask
     log_p = scores.masked_fill(~seen, -torch.inf).log_softmax(-1)

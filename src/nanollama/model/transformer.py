@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -125,6 +125,13 @@ class Transformer(nn.Module):
             return float(param.shape[-1] ** -0.5)  # nothing carries the signal past a matrix: each keeps its size
         std = self.cfg.init_std or self.cfg.emb_dim**-0.5
         return std * (2 * self.cfg.nb_layers) ** -0.5 if name.endswith(("mixer.out.weight", "ffn.down.weight")) else std
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transformer:
+        """What ``to`` does to every tensor; frequencies stay in fp32, since their error grows with the position."""
+        super()._apply(fn, recurse)
+        if not self.inv_freq.is_meta:
+            self.inv_freq = inverse_frequencies(self.cfg).to(self.inv_freq.device)
+        return self
 
     def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         """

@@ -146,9 +146,10 @@ def training(shape: Shape, seq_len: int, *, causal: bool = True) -> float:
 
 
 def hardware(shape: Shape, seq_len: int) -> float:
-    """Operations per token that a training step really makes: the scores once more in the backward pass."""
+    """Operations per token that a training step really makes: the products of queries and keys once more in the backward pass."""
     parts = forward(shape, seq_len)
-    return 3 * sum(parts.values()) + parts["attention.scores"] / 2
+    share = _known(shape.qk_head_dim) / (_known(shape.qk_head_dim) + _known(shape.v_head_dim))
+    return 3 * sum(parts.values()) + parts["attention.scores"] * share
 
 
 def peak(device_name: str, precision: str = "bf16") -> float | None:

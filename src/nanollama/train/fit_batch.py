@@ -86,10 +86,8 @@ def best(trials: Sequence[Trial], bound: int) -> Trial:
 
 def in_child(cfg: Any, batch: int) -> Trial:
     """Measure one size in a fresh process."""
-    asked = as_dict(cfg)
-    parts = {key: asked[key] for key in ("model", "train", "optim")} | {"seq_len": asked["data"]["seq_len"], "batch": batch}
     command = [sys.executable, "-m", "src.nanollama.train.fit_batch", "--measure"]
-    out = subprocess.run(command, input=json.dumps(parts), capture_output=True, text=True)
+    out = subprocess.run(command, input=json.dumps(parts_of(cfg, batch)), capture_output=True, text=True)
     if out.returncode == 0:
         return Trial(batch, **json.loads(out.stdout.splitlines()[-1]))
     if out.returncode < 0 or out_of_memory(out.stderr):
@@ -97,8 +95,15 @@ def in_child(cfg: Any, batch: int) -> Trial:
     raise RunFailed(f"a step with {batch} sequences failed:\n{out.stderr}")
 
 
+def parts_of(cfg: Any, batch: int) -> dict[str, Any]:
+    """What ``measure`` has to know of a training's config."""
+    asked = as_dict(cfg)
+    data = {"seq_len": asked["data"]["seq_len"], "documents": asked["data"].get("document_masks", False)}
+    return {key: asked[key] for key in ("model", "train", "optim")} | data | {"batch": batch}
+
+
 def measure(parts: dict[str, Any]) -> dict[str, float]:
-    """A few steps on random tokens: peak bytes and tokens per second (of the last one)."""
+    """A few steps on random tokens, with masks for documents if the data have them: peak bytes and tokens per second (of the last one)."""
     import torch
 
     from ..distributed import Ranks, pick_device
@@ -114,6 +119,8 @@ def measure(parts: dict[str, Any]) -> dict[str, float]:
     step = Step(state, train, OptimConfig(**parts["optim"]), here)
     for i in range(STEPS[train.mode]):
         tokens = torch.randint(model_cfg.vocab_size or 1, (batch, parts["seq_len"] + 1), device=here.device)
+        if parts["documents"]:
+            tokens = torch.stack([tokens, torch.zeros_like(tokens)], dim=1)
         float(step.norm)  # wait for the device
         began = time.perf_counter()
         step(i, tokens)
@@ -155,12 +162,21 @@ def utilisation(cfg: Any, trial: Trial) -> dict[str, float | None]:
     return {name: getattr(flops, name)(cfg.model, cfg.data.seq_len, trial.tokens_per_s, peak) for name in UTILISATION}
 
 
+def _check(cfg: Any) -> None:
+    """What a training of one process would refuse, before any is started."""
+    from ..distributed import Ranks, pick_device
+    from .step import check_mode
+
+    check_mode(cfg, Ranks(0, 1, pick_device(cfg.train.device)))
+
+
 def fit(argv: Sequence[str]) -> None:
     """Search, print, write."""
     own = dict(arg.split("=", 1) for arg in argv if arg.startswith(("script=", "memory=", "run_dir=")))
     if "script" not in own:
         raise ConfigError("name the training: script=src.apps.gssm.train (see --help)")
     cfg = compose(entry_of(own["script"]), [arg for arg in argv if arg.partition("=")[0] not in own])
+    _check(cfg)
     bound, origin = memory_bound(own.get("memory"), cfg.train.device)
     print(f"bound: {gib(bound)}, {origin}\n{'batch':>8} {'peak':>12} {'tokens/s':>12}")
 

@@ -81,7 +81,7 @@ class Loop:
         stop: StopFlag,
     ) -> None:
         self.cfg, self.run, self.source, self.held_out, self.floor, self.ranks, self.stop = cfg, run, source, held_out, floor, here, stop
-        check_mode(cfg.train, here)
+        check_mode(cfg, here)
         self.model = Transformer(cfg.model).to(here.device)
         self.model.init_weights(cfg.train.seed)
         probe.matching(self.model, cfg.eval.probe)

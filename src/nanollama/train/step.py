@@ -15,6 +15,7 @@ from ..config.schema import OptimConfig, TrainConfig
 from ..distributed import Ranks, local_gradients
 from .capture import Captured
 from .optim import set_lr
+from .resolve import Training
 from .schedule import lr_ratio
 from .state import TrainState
 
@@ -137,10 +138,13 @@ def total_norm(grads: Sequence[Tensor]) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def check_mode(train: TrainConfig, ranks: Ranks) -> None:
-    """Raise ConfigError where ``train.mode`` cannot work."""
-    if train.mode == "cudagraph" and (ranks.device.type != "cuda" or ranks.world > 1):
+def check_mode(cfg: Training, ranks: Ranks) -> None:
+    """Raise ConfigError where ``train.mode`` or the kernel of the masks cannot work."""
+    if cfg.train.mode == "cudagraph" and (ranks.device.type != "cuda" or ranks.world > 1):
         raise ConfigError(
             f"train.mode=cudagraph records a step on one CUDA device; this run has {ranks.world} x {ranks.device.type}: "
             "use train.mode=compile or eager"
         )
+    masked = (cfg.model.window or cfg.data.seq_len) < cfg.data.seq_len or getattr(cfg.data, "document_masks", False)
+    if cfg.model.masked_attention == "flex" and masked and ranks.device.type == "cpu":
+        raise ConfigError("model.masked_attention=flex has no backward pass on a CPU: use auto or sdpa")

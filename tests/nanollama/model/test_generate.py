@@ -101,7 +101,12 @@ def test_only_candidates_are_drawn(logits: list[float], top_k: int, top_p: float
     assert p[sampler(top_k=1)(row, u).item()] == p.max()
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_the_smallest_temperatures_take_the_most_likely_token() -> None:
+    logits = torch.tensor([[0.1, 2.0, -1.0, 1.0]])
+    assert [sampler(temperature=t)(logits, torch.tensor([0.99])).item() for t in (1e-4, 1e-30, 1e-42)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
 def test_settings_out_of_range(wrong: dict) -> None:
     with pytest.raises(ValueError, match="needs"):
         sampler(**wrong)

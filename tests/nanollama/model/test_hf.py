@@ -49,6 +49,20 @@ def test_we_read_what_hugging_face_writes(tmp_path: Path, shard: str) -> None:
     torch.testing.assert_close(hf.load(tmp_path)(TOKENS), theirs(TOKENS).logits, atol=1e-5, rtol=0)
 
 
+def test_in_half_precision_late_positions_are_as_exact_as_hugging_face_s(tmp_path: Path) -> None:
+    model = Transformer(ModelConfig(vocab_size=37, emb_dim=64, nb_layers=1, nb_heads=4))
+    with torch.no_grad():
+        model.layers[0].mixer.qkv.weight[:128] *= 8  # queries and keys: attention that looks closely at angles
+    hf.save(model, tmp_path)
+    LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    tokens = torch.randint(37, (1, 1500), generator=torch.Generator().manual_seed(0))
+    exact = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)(tokens).logits
+    ours, theirs = hf.load(tmp_path), LlamaForCausalLM.from_pretrained(tmp_path)
+    assert ours.embed.weight.dtype == theirs.dtype == torch.bfloat16
+    errors = [(logits - exact)[:, -300:].abs().mean() for logits in (ours(tokens), theirs(tokens).logits)]
+    assert errors[0] < 1.3 * errors[1]
+
+
 def test_the_older_form_of_the_config() -> None:
     config = hf.to_llama_config(resolve(CONFIGS[2]), 64)
     rope = config.pop("rope_parameters")
@@ -65,7 +79,27 @@ def test_what_llama_cannot_express(cfg: ModelConfig, tmp_path: Path) -> None:
         hf.to_llama_config(resolve(cfg), 64)
 
 
-@pytest.mark.parametrize("change", [{"model_type": "gpt2"}, {"attention_bias": True}, {"rope_parameters": {"rope_type": "longrope"}}])
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0}
+
+
+@pytest.mark.parametrize("places", [{}, {"original_max_position_embeddings": 32}])
+def test_a_trained_length_is_looked_for_where_hugging_face_does(places: dict, tmp_path: Path) -> None:
+    shape = {"vocab_size": 37, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2}
+    theirs = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=64, rope_parameters=dict(YARN)))
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rope_parameters": YARN, **places}))
+    expected = LlamaForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(hf.load(tmp_path)(TOKENS), expected(TOKENS).logits, atol=1e-5, rtol=0)
+
+
+UNREADABLE = [
+    *({"model_type": "gpt2"}, {"attention_bias": True}, {"rope_parameters": {"rope_type": "longrope"}}),
+    *({"quantization_config": {"quant_method": "fp8"}}, {"partial_rotary_factor": 0.5}, {"rope_parameters": {**YARN, "truncate": False}}),
+]
+
+
+@pytest.mark.parametrize("change", UNREADABLE)
 def test_what_we_cannot_read(change: dict, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**hf.to_llama_config(resolve(CONFIGS[0]), 64), **change}))
     with pytest.raises(ConfigError, match="only Llama"):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
 from src.nanollama.config.schema import ModelConfig
-from src.nanollama.model import masks
+from src.nanollama.model import attention, masks
 from src.nanollama.model.transformer import Transformer
 
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 2], [5, 5, 5, 5, 5, 5]])
@@ -55,6 +55,29 @@ def test_packed_documents_get_what_they_would_get_alone() -> None:
     logits = model(torch.cat([first, second])[None], torch.arange(2).repeat_interleave(30)[None])
     torch.testing.assert_close(logits[0, :30], model(first[None])[0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(logits[0, 30:], model(second[None])[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("documents", [None, (torch.arange(60) // 25).expand(2, -1)])
+def test_keys_and_values_repeated_for_every_query_head_give_the_same(documents: torch.Tensor | None, monkeypatch) -> None:
+    """As on a GPU in fp32."""
+    model = Transformer(ModelConfig(vocab_size=19, emb_dim=32, nb_layers=2, nb_heads=6, nb_kv_heads=2, qk_head_dim=8, v_head_dim=12))
+    tokens = torch.randint(19, (2, 60), generator=torch.Generator().manual_seed(0))
+    results, shared = [], []
+    sdpa = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **rest: shared.append(rest["enable_gqa"]) or sdpa(*args, **rest))
+    for answer in (True, False):
+        monkeypatch.setattr(attention, "shares_heads", lambda device, dtype, answer=answer: answer)
+        logits = model(tokens, documents)
+        results.append([logits, *torch.autograd.grad(logits.square().mean(), list(model.parameters()))])
+    assert shared == [True, True, False, False]
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_which_kernels_let_query_heads_share() -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert attention.shares_heads(cuda, torch.bfloat16) and attention.shares_heads(cpu, torch.float32)
+    assert not attention.shares_heads(cuda, torch.float32)
 
 
 def test_a_window_reaches_one_layer_further_per_layer() -> None:

@@ -51,6 +51,25 @@ def test_entropy_of_uniform_attention() -> None:
     assert not seen.activations
 
 
+def test_entropy_in_half_precision_is_that_of_the_rounded_queries_and_keys() -> None:
+    model, seen_by = Transformer(CFG), {}
+    mixer = model.layers[0].mixer
+    with torch.no_grad():
+        mixer.qkv.weight[: (4 + 2) * 8] *= 6  # peaked: bf16 scores would be off by .03
+
+    def keep(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        seen_by["heads"] = mixer.heads(output, seen_by["at"])
+
+    mixer.register_forward_pre_hook(lambda module, inputs: seen_by.update(at=inputs[1]))
+    mixer.qkv.register_forward_hook(keep)
+    with probe(model, "layers.0.mixer", entropy=True) as seen, torch.autocast("cpu", torch.bfloat16):
+        model(TOKENS)
+    q, k, _ = (x.detach().double() for x in seen_by["heads"])
+    scores = q @ k.repeat_interleave(2, dim=1).mT * 8**-0.5
+    p = scores.masked_fill(~torch.ones(70, 70).tril().bool(), -torch.inf).softmax(-1)
+    torch.testing.assert_close(seen.entropy["layers.0.mixer"].double(), torch.special.entr(p).sum(-1), atol=1e-5, rtol=1e-5)
+
+
 def test_entropy_respects_documents() -> None:
     model = Transformer(CFG)
     documents = torch.arange(70).expand(2, -1)

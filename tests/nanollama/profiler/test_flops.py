@@ -51,6 +51,11 @@ def test_published_formulas() -> None:
     assert flops.training(BIG, length) == pytest.approx(114.2e6, rel=1e-3)
 
 
+def test_values_are_not_multiplied_once_more_in_the_backward_pass() -> None:
+    cfg = resolve(ModelConfig(vocab_size=40, emb_dim=32, nb_layers=2, nb_heads=4, qk_head_dim=6, v_head_dim=20))
+    assert flops.hardware(cfg, 100) - flops.training(cfg, 100) == pytest.approx(2 * 2 * 4 * 6 * 50)  # layers, heads, features, keys
+
+
 def test_utilisations() -> None:
     peak = flops.peak("NVIDIA H200")
     assert flops.mfu_causal(BIG, 2048, 1.38e6, peak) == pytest.approx(0.159, abs=1e-3)

@@ -5,11 +5,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.nanollama.config import ROOT, ConfigError, RunFailed
-from src.nanollama.train.fit_batch import Trial, best, memory_bound, search
+from src.nanollama.config import ROOT, ConfigError, RunFailed, compose
+from src.nanollama.config.main import entry_of
+from src.nanollama.train.fit_batch import Trial, best, main, measure, memory_bound, parts_of, search
+from src.nanollama.train.step import Step
 
 
 @given(st.integers(0, 10**9), st.integers(1, 10**7), st.integers(1, 5000))
@@ -37,6 +40,29 @@ def test_the_bound_has_a_unit() -> None:
     assert memory_bound("1.5G", "cpu")[0] == 3 << 29
     with pytest.raises(ConfigError, match="memory=8"):
         memory_bound("8", "cpu")
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_what_is_measured_has_document_masks_if_the_training_has(masks: bool, monkeypatch) -> None:
+    shape = ["model.emb_dim=16", "model.nb_layers=1", "model.nb_heads=1", "data.seq_len=8", "train.device=cpu"]
+    cfg = compose(entry_of("src.apps.mixbo.train"), [*shape, f"data.document_masks={str(masks).lower()}"])
+    seen: list[torch.Size] = []
+
+    class Watched(Step):
+        def __call__(self, step: int, tokens: torch.Tensor) -> float:
+            seen.append(tokens.shape)
+            return super().__call__(step, tokens)
+
+    monkeypatch.setattr("src.nanollama.train.step.Step", Watched)
+    assert measure(parts_of(cfg, 3))["tokens_per_s"] > 0
+    assert seen == [(3, 2, 9) if masks else (3, 9)] * 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without CUDA")
+@pytest.mark.parametrize("asked", ["train.mode=cudagraph", "train.device=cuda"])
+def test_what_a_training_refuses_is_refused_before_any_trial(asked: str, capsys) -> None:
+    assert main(["script=src.apps.gssm.train", "experiment=debug", asked]) == 2
+    assert "CUDA" in capsys.readouterr().err
 
 
 def test_what_is_found_really_fits(tmp_path) -> None:

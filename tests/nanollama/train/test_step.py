@@ -1,5 +1,6 @@
 """One step: precision, non-finite gradients, Muon against torch's, compiled against eager."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from src.nanollama.model.transformer import Transformer
 from src.nanollama.train import scale
 from src.nanollama.train.muon import Muon
 from src.nanollama.train.state import TrainState
-from src.nanollama.train.step import Step
+from src.nanollama.train.step import Step, check_mode
 
 HERE = Ranks(0, 1, torch.device("cpu"))
 TOKENS = torch.from_numpy(Counting().batch("train", 0, 4)).long()
@@ -151,6 +152,13 @@ def test_cudagraph_is_refused_without_cuda(tmp_path) -> None:
         run_toy(tmp_path, cfg)
 
 
+@pytest.mark.parametrize(("window", "refused"), [(None, False), (12, False), (5, True)])
+def test_flex_attention_is_refused_on_a_cpu_where_there_are_masks(window: int | None, refused: bool) -> None:
+    model = replace(ToyConfig().model, masked_attention="flex", window=window)
+    with pytest.raises(ConfigError, match="no backward pass on a CPU") if refused else nullcontext():
+        check_mode(ToyConfig(model=model), HERE)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks and hides the warning, but not from "error"
 def test_compiled_steps_equal_eager_ones(tmp_path) -> None:
     cfg = ToyConfig()
@@ -202,6 +210,7 @@ def test_models_trained_one_after_another_are_all_compiled_for_their_own_shape()
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode", "ignore:TensorFloat32 tensor cores")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_captured_steps_equal_eager_ones_and_nothing_waits_for_the_device(name: str) -> None:
