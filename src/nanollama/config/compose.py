@@ -149,7 +149,7 @@ def rewrite_argv(entry: Entry, argv: Sequence[str]) -> list[str]:
         if group in FILE_GROUPS and value not in ("", "null"):
             names = [_register_file(entry, group, name) for name in _names(entry, group, value)]
             arg = f"{group}=" + ",".join(names)
-        elif group == "run_dir" and value not in ("", "null") and value[0] not in "'\"":
+        elif group == "run_dir" and value not in ("", "null") and value[0] not in "'\"" and "${" not in value:
             arg = f"{group}={quoted(value)}"  # a path is not a text in Hydra's grammar, where a parenthesis or a comma would mean something
         elif is_free(group, entry.schema):
             arg = "++" + arg  # Hydra's word for keys that are not there yet

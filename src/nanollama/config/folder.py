@@ -163,6 +163,15 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def holder(path: Path) -> dict[str, Any] | None:
+    """What the process that runs in the folder ``path`` wrote to ``env.json``; None if none does, or it is on another machine."""
+    try:
+        env = json.loads((path / "env.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return env if env.get("host") == socket.gethostname() and is_locked(path) else None
+
+
 def wait_unlocked(path: Path) -> None:
     """Return when no process is running in the folder ``path`` any more."""
     with (path / ".lock").open() as lock:

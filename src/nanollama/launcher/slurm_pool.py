@@ -203,7 +203,8 @@ class SlurmPool:
             return
         for one in self._running:
             _note(one, queue)
-            if self.timeout_s and one.state == "RUNNING" and self._asked > one.since + self.timeout_s and not one.timed_out:
+            late = self.timeout_s and one.state == "RUNNING" and self._asked > one.since + self.timeout_s
+            if late and not one.timed_out and not one.missing:
                 one.timed_out = True
                 self._tell(one, "TERM")
             if one.stop_at and self._asked > one.stop_at + self.grace_s:

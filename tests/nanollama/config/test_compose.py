@@ -76,6 +76,7 @@ def test_a_run_folder_needs_no_quotes(path: str) -> None:
     argv = rewrite_argv(TRAIN, ["experiment=debug", f"run_dir={path}"])
     assert compose(TRAIN, argv).run_dir == path.strip("'")
     assert compose(TRAIN, ["experiment=debug", "run_dir=null"]).run_dir is None
+    assert compose(TRAIN, ["experiment=debug", "run_dir=runs/${name}"]).run_dir == "runs/debug"
 
 
 def test_choices_of_a_multirun() -> None:
