@@ -334,7 +334,7 @@ def _pid(running: _Running) -> int | None:
     if running.process:
         return running.process.pid if running.process.poll() is None else None
     env = holder(running.job.run_dir)
-    return env and env["pid"]
+    return int(env["pid"]) if env else None
 
 
 def _tell(running: _Running, number: int = signal.SIGTERM) -> None:
