@@ -37,6 +37,7 @@ class Entry:
     checked config to the complete one (derived values, contradictions). ``experiments``: folder, from the project's root, whose
     YAML files are the options of the group ``experiment``. ``volatile``: dotted keys that may change when a run is resumed.
     ``domains``: names of the domains that the key ``data.weights`` of a resolved config mixes, for commands that have it.
+    ``ranks``: whether several processes of torchrun may share one run, as in a training; all else is one process.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Entry:
     experiments: str | None = None
     volatile: tuple[str, ...] = ()
     domains: Callable[[Any], tuple[str, ...]] | None = None
+    ranks: bool = False
 
 
 def compose(entry: Entry, argv: Sequence[str]) -> Any:

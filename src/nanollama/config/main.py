@@ -71,6 +71,8 @@ def run_command(entry: Entry, task: Task, argv: Sequence[str]) -> int:
     resume = next((arg.partition("=")[2] for arg in argv if arg.startswith("resume=")), "auto")
     argv = [arg for arg in argv if not arg.startswith("resume=")]
     try:
+        if world_size() > 1 and not entry.ranks:
+            raise ConfigError(f"{entry.name} is one process: start it without torchrun")
         if any(arg.split("=")[0] in INFO_FLAGS for arg in argv):
             register_experiments(entry)
             return _hydra(entry, task, rewrite_argv(entry, argv))

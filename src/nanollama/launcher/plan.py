@@ -46,6 +46,8 @@ def plan(argv: Sequence[str]) -> Plan:
     entry = entry_of(script)
     rest += [f"cluster.{key}={quoted(given[key])}" for key in SHORT_FORMS if key in given]
     tasks, first = compose_tasks(entry, rest, sweep)
+    if first.cluster.torchrun and not entry.ranks:
+        raise ConfigError(f"cluster.torchrun=true: {script} is one process; leave it out")
     return Plan(
         entry=entry,
         script=script,

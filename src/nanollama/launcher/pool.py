@@ -320,6 +320,9 @@ def without_result(code: int | None, opened: bool, log: Path) -> dict[str, Any]:
     except OSError:
         lines = []
     said = [line for line in lines if not line.startswith(("srun:", "slurmstepd:"))][-1:]
+    if code == 1 and said and not said[0].strip("="):  # torchrun's own last words, and its code whatever its ranks ended with
+        said = [line for line in lines if line.startswith("error: ")][-1:] or said
+        status = "invalid" if said[0].startswith("error: ") else status
     return {"status": status, "message": " ".join([f"ended with code {code} and no result.json;", *said])}
 
 

@@ -109,6 +109,13 @@ def test_a_damaged_result_counts_as_none(tmp_path) -> None:
     assert command(tmp_path, ENDINGS["ok"][0])[0] == 0
 
 
+def test_what_is_one_process_is_refused_under_torchrun(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    sweep = entry_of("src.apps.mixbo.sweep")
+    assert run_command(sweep, ENDINGS["ok"][0], ["objective=simulator", f"run_dir={tmp_path}/r"]) == 2
+    assert "without torchrun" in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
 def test_two_writers_are_refused(tmp_path, capsys) -> None:
     cfg = compose(TRAIN, [*ARGS, f"run_dir={tmp_path / 'run'}"])
     first = open_folder(TRAIN, cfg, ARGS)

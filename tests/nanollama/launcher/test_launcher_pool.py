@@ -268,6 +268,17 @@ def test_many_jobs_lose_no_result(job):
     assert len({e.job.run_dir for e in seen}) == 200 and {e.result["status"] for e in seen} == {"ok"}
 
 
+def test_an_interrupt_that_comes_twice_at_once_is_one():
+    """Slurm signals torchrun and its ranks, and torchrun passes the signal on to them."""
+    with stop_flag() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.kind == 1
+        stop._since -= 5
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_a_stop_that_came_inside_is_known_around():
     """As when a sweep hands a batch to the pool: whoever presses Ctrl-C means both."""
     with stop_flag() as around:
