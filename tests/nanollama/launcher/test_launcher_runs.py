@@ -179,6 +179,8 @@ def test_signals_reach_the_run_once(tmp_path, number, code, status):
         ([SCRIPT, "resume=must", "run_dir=nowhere"], "holds no run to continue"),
         ([SCRIPT, "run_dir='a,b'"], "cannot be in it"),
         ([SCRIPT, "-m", "steps=1,many"], "steps = 'many'"),
+        ([SCRIPT, "cluster.partition=a,b"], "add -m"),
+        ([SCRIPT.replace("tests.nanollama.launcher.toy", "src.apps.mixbo.sweep"), "torchrun=True"], "is one process"),
         ([SCRIPT, "-m", "cluster.cpus=1,2"], "must be the same for all runs"),
         (["status"], "name one or more run folders"),
         (["status", "nowhere"], "no run was started here"),
