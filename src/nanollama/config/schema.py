@@ -217,7 +217,7 @@ def _text(value: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(_text)]
-Word = Annotated[str, Field(pattern=r"^[^\s'\"\\`$;#]+$"), BeforeValidator(_text)]  # no blanks or quotes: goes into a line of a batch script
+Word = Annotated[str, Field(pattern=r"^[^\s'\"\\`$;#]+$"), BeforeValidator(_text)]  # goes into a line of a batch script
 Memory = Annotated[str, Field(pattern=r"^\d+[KMGT]?$"), BeforeValidator(_text)]
 WallTime = Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d+){0,2}$"), BeforeValidator(_text_time)]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]

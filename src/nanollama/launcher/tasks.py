@@ -93,7 +93,7 @@ def _parse(text: str) -> tuple[str, Any]:
 
     override = OverridesParser.create().parse_override(text)
     if override.is_sweep_override():
-        raise ConfigError(f"command line: {text}: several values make a grid: add -m, or quote what is one text: {override.key_or_group}='a,b'")
+        raise ConfigError(f"command line: {text}: several values are a grid: add -m; or quote one text: {override.key_or_group}='a,b'")
     return override.key_or_group, override.value()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.nanollama.config import read_result
+from src.nanollama.config import ConfigError, read_result
 from src.nanollama.config.compose import ROOT
 from src.nanollama.launcher import snapshot
 from src.nanollama.launcher.__main__ import main as launcher
@@ -108,6 +108,30 @@ def test_killed_run_is_told_from_a_running_one(tmp_path, capfd):
     wait_for((run / "checkpoint").exists)
     os.killpg(json.loads((run / "launch/0/launch.json").read_text())["pid"], signal.SIGKILL)
     wait_for(lambda: launcher(["status", str(run)]) == 0 and "killed" in capfd.readouterr().out)
+
+
+def test_what_a_snapshot_holds(tmp_path, monkeypatch):
+    """Also a snapshot of a snapshot, as when a launched sweep submits its trainings."""
+    root = tmp_path / "project"
+    for name in ("src/a.py", "mine/new é\n.py", "data.bin", "ignored.py", "other/b.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    os.truncate(root / "data.bin", snapshot.LARGEST_NEW_FILE + 1)
+    (root / ".gitignore").write_text("ignored.py\n")
+    for folder in (root, root / "other"):
+        subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    monkeypatch.setattr(snapshot, "ROOT", root)
+    assert snapshot.take(tmp_path / "one") == ["data.bin", "other/"]
+    with pytest.raises(ConfigError, match="git ignores it"):
+        snapshot.check_contains(tmp_path / "one", "ignored", root / "ignored.py")
+
+    def held(code):
+        return {str(file.relative_to(code)) for file in code.rglob("*") if file.is_file()}
+
+    assert held(tmp_path / "one") == {"src/a.py", "mine/new é\n.py", ".gitignore", snapshot.SNAPSHOT}
+    monkeypatch.setattr(snapshot, "ROOT", tmp_path / "one")
+    snapshot.take(tmp_path / "two")
+    assert held(tmp_path / "two") == held(tmp_path / "one")
 
 
 def test_a_snapshot_needs_no_compiling_again(tmp_path):
