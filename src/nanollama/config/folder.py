@@ -34,9 +34,10 @@ PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "numba", "b
 def read_result(run_dir: Path | str) -> dict[str, Any] | None:
     """How a run ended; None while it has not, where its folder is not there, or where a damaged file does not say."""
     try:
-        return json.loads((Path(run_dir) / "result.json").read_text())
+        result = json.loads((Path(run_dir) / "result.json").read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    return result if isinstance(result, dict) and "status" in result else None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

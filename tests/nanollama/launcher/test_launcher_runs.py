@@ -237,6 +237,15 @@ def test_without_slurm_the_default_is_bash_and_it_says_why(tmp_path, monkeypatch
     assert "launcher: bash (sbatch is not installed here)" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", "3"])
+def test_damaged_records(tmp_path, capsys, text):
+    (tmp_path / "launch/0").mkdir(parents=True)
+    (tmp_path / "launch/0/launch.json").write_text(text)
+    (tmp_path / "result.json").write_text(text)
+    assert read_result(tmp_path) is None
+    assert launcher(["status", str(tmp_path)]) == 2 and "launch.json is damaged" in capsys.readouterr().err
+
+
 def test_folder_of_another_config(tmp_path, capsys):
     assert launcher([SCRIPT, "launcher=bash", f"run_dir={tmp_path}/r", "text=one"]) == 0
     before = sorted(str(p) for p in tmp_path.rglob("*"))
