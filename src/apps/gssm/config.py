@@ -142,10 +142,10 @@ def resolve_data(cfg: GssmConfig) -> GssmConfig:
     return cfg
 
 
-def _entry(name: str, check: Callable[[Any], Any], schema: type = GssmConfig) -> Entry:
-    return Entry(name, schema, check, experiments=EXPERIMENTS, volatile=VOLATILE, domains=lambda cfg: tuple(cfg.setups))
+def _entry(name: str, check: Callable[[Any], Any], ranks: bool = False) -> Entry:
+    return Entry(name, GssmConfig, check, EXPERIMENTS, VOLATILE, domains=lambda cfg: tuple(cfg.setups), ranks=ranks)
 
 
-TRAIN = _entry("gssm_train", resolve)
-TRAIN_ONFLY = _entry("gssm_train", resolve_onfly)
+TRAIN = _entry("gssm_train", resolve, ranks=True)
+TRAIN_ONFLY = _entry("gssm_train", resolve_onfly, ranks=True)
 DATA = _entry("gssm_data", resolve_data)

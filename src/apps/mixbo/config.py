@@ -111,6 +111,7 @@ TRAIN = Entry(
     experiments="src/apps/mixbo/configs",
     volatile=(*VOLATILE, "data.cache"),
     domains=lambda cfg: domains_of(cfg.data),
+    ranks=True,
 )
 
 

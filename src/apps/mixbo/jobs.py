@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from src.nanollama.config import read_result
+from src.nanollama.config import ConfigError, read_result
 from src.nanollama.config.folder import is_locked, wait_unlocked
 from src.nanollama.config.schema import ClusterConfig
 from src.nanollama.launcher.outcome import RESTARTABLE
@@ -30,6 +30,8 @@ def open_pool(options: PoolConfig, cluster: ClusterConfig, folder: Path, launch:
         return BatchPool(launch, options.slots, options.retries)
     if options.launcher == "sbatch":
         return SlurmPool(options.slots, folder, cluster, timeout_s=options.timeout_s, retries=options.retries)
+    if cluster.torchrun:
+        raise ConfigError("cluster.torchrun=true starts each training in several processes where they are jobs: give pool.launcher=sbatch")
     return local_pool(options)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from .errors import ConfigError
-from .explain import Layer, check_key, fields_of, from_validation, is_free, nearest
+from .explain import Layer, check_key, fields_of, from_validation, is_free, nearest, source_of
 from .secret import without_passwords
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,6 +38,7 @@ class Entry:
     checked config to the complete one (derived values, contradictions). ``experiments``: folder, from the project's root, whose
     YAML files are the options of the group ``experiment``. ``volatile``: dotted keys that may change when a run is resumed.
     ``domains``: names of the domains that the key ``data.weights`` of a resolved config mixes, for commands that have it.
+    ``ranks``: whether several processes of torchrun may share one run, as in a training; all else is one process.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Entry:
     experiments: str | None = None
     volatile: tuple[str, ...] = ()
     domains: Callable[[Any], tuple[str, ...]] | None = None
+    ranks: bool = False
 
 
 def compose(entry: Entry, argv: Sequence[str]) -> Any:
@@ -56,21 +61,28 @@ def compose(entry: Entry, argv: Sequence[str]) -> Any:
 def compose_node(entry: Entry, argv: Sequence[str]) -> tuple[DictConfig, list[str]]:
     """What Hydra makes of a command line, not yet checked against the dataclasses, and the command line in Hydra's grammar."""
     from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     overrides = rewrite_argv(entry, argv)
     check_overrides(entry, overrides)
     register_schema(entry)
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        with config_loader():
             node = hydra_compose(entry.name, overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: a defaults list that is none
         raise ConfigError(_one_paragraph(error)) from error
     return node, overrides
+
+
+@contextmanager
+def config_loader() -> Iterator[Any]:
+    """Hydra's loader of the files in ``configs/`` and of what is registered beside them."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        yield GlobalHydra.instance().config_loader()
 
 
 def has_grid(entry: Entry, node: DictConfig) -> bool:
@@ -85,10 +97,14 @@ def grid_file(entry: Entry, overrides: Sequence[str]) -> str:
 
 def typed(entry: Entry, node: DictConfig, overrides: Sequence[str] = ()) -> Any:
     """Check a composed OmegaConf node against the dataclasses and resolve it."""
+    default = f"configs/{entry.name}.yaml"
     try:
         cfg: Any = TypeAdapter(entry.schema).validate_python(OmegaConf.to_container(node, resolve=True, throw_on_missing=True))
     except ValidationError as error:
-        raise from_validation(error, entry.schema, _layers(entry, overrides), f"configs/{entry.name}.yaml") from error
+        raise from_validation(error, entry.schema, _layers(entry, overrides), default) from error
+    except OmegaConfBaseException as error:  # ${...} that leads nowhere, or ???
+        source = source_of(str(error.full_key).split("."), _layers(entry, overrides), default)
+        raise ConfigError(f"{source}: {error.full_key}: {str(error).splitlines()[0]}") from error
     return entry.resolve(cfg)
 
 
@@ -134,19 +150,42 @@ def rewrite_argv(entry: Entry, argv: Sequence[str]) -> list[str]:
             arg = "config=" + arg
         group, _, value = arg.partition("=")
         if group in FILE_GROUPS and value not in ("", "null"):
-            names = [_register_file(entry, group, name) for name in BETWEEN_COMMAS.findall(value)]
+            names = [_register_file(entry, group, name) for name in _names(entry, group, value)]
             arg = f"{group}=" + ",".join(names)
+        elif group == "run_dir" and value not in ("", "null") and value[0] not in "'\"" and "${" not in value:
+            arg = f"{group}={quoted(value)}"  # a path is not a text in Hydra's grammar, where a parenthesis or a comma would mean something
         elif is_free(group, entry.schema):
             arg = "++" + arg  # Hydra's word for keys that are not there yet
         out.append(arg)
+    files = [arg for arg in out if arg.startswith("config=")]
+    if len(files) > 1:
+        raise ConfigError(f"command line: {' and '.join(files)}: only the last would count; give one file, on top of an experiment=NAME")
     return out
+
+
+def _names(entry: Entry, group: str, value: str) -> list[str]:
+    """The files that ``a,b``, ``choice(a,b)`` or ``glob(a*)`` name."""
+    if not re.fullmatch(r"(choice|glob|sort|shuffle)\(.*\)", value):
+        return BETWEEN_COMMAS.findall(value)
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    register_experiments(entry)
+    try:
+        with config_loader() as loader:
+            (choice,) = OverridesParser.create(loader).parse_overrides([f"{group}={value}"])
+            return list(choice.sweep_string_iterator())
+    except HydraException as error:
+        raise ConfigError(f"command line: {group}={value}: {_one_paragraph(error)}") from error
 
 
 def quoted(value: object) -> str:
     """A text for Hydra's grammar, taken literally whatever it contains; plain words stay as they are."""
     text = str(value)
-    is_word = re.fullmatch(r"[A-Za-z_]\w*", text) and text.lower() not in ("null", "true", "false", "nan", "inf")
-    return text if is_word else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if re.fullmatch(r"[A-Za-z_]\w*", text, re.ASCII) and text.lower() not in ("null", "true", "false", "nan", "inf"):
+        return text
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # backslashes count only where they stand before ${, a quote, or the end
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
 def find_file(entry: Entry, group: str, name: str) -> Path:
@@ -173,7 +212,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping, or ConfigError with the line of the mistake."""
     try:
         node = OmegaConf.load(path)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {_one_paragraph(error)}") from error
     if not isinstance(node, DictConfig):
         raise ConfigError(f"{path}: the top level must be a mapping of keys to values")
@@ -214,7 +253,7 @@ def check_overrides(entry: Entry, overrides: Sequence[str]) -> None:
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException as error:
-            raise ConfigError(f"command line: {text!r} is not of the form key=value: {_one_paragraph(error)}") from error
+            raise ConfigError(f"command line: {text!r} is not of the form key=value: {_one_paragraph(error)}{_quoting(text)}") from error
         key = override.key_or_group
         if key.split(".")[0].split("/")[0] == "hydra":
             continue
@@ -224,9 +263,15 @@ def check_overrides(entry: Entry, overrides: Sequence[str]) -> None:
             check_key("command line", key, entry.schema)
 
 
+def _quoting(text: str) -> str:
+    """How to write an override whose value is a text that Hydra's grammar does not take as it is."""
+    found = re.fullmatch(r"([+]*[A-Za-z][\w./@-]*)=([^'\"\\[{]+)", text, re.ASCII)
+    return "; a text with such characters goes in quotes: " + shlex.quote(f'{found[1]}="{found[2]}"') if found else ""
+
+
 def _check_choice(group: str, value: Any, is_sweep: bool) -> None:
-    if value is None:
-        raise ConfigError(f"command line: {group}=null: to choose no {group}, leave it out")
+    if value in (None, ""):
+        raise ConfigError(f"command line: {group}={'null' if value is None else ''}: to choose no {group}, leave it out")
     folder = CONFIGS / group
     if is_sweep or not folder.is_dir():
         return

@@ -92,7 +92,7 @@ def _lookup(values: Any, path: Sequence[Any]) -> bool:
 
 
 def source_of(path: Sequence[Any], layers: Sequence[Layer], default: str) -> str:
-    """Name of the strongest layer that sets ``path`` or, for a missing field, its parent."""
+    """Name of the strongest layer that sets ``path`` or, where none does, its parent."""
     for cut in (len(path), len(path) - 1):
         for name, values in layers:
             if cut and _lookup(values, path[:cut]):
@@ -103,14 +103,15 @@ def source_of(path: Sequence[Any], layers: Sequence[Layer], default: str) -> str
 def from_validation(error: ValidationError, schema: type, layers: Sequence[Layer], default: str) -> ConfigError:
     """One ConfigError for the first thing pydantic complains about, with a count of the others."""
     problems = error.errors(include_url=False)
-    first = problems[0]
+    first = next((one for one in problems if one["type"] == "unexpected_keyword_argument"), problems[0])  # explains one that is missing
     path = [part for part in first["loc"] if not str(part).startswith(("function-", "constrained-"))]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-    source = source_of(path, layers, default)
+    is_missing = first["type"] in ("missing", "missing_argument")
+    source = source_of(path[:-1] if is_missing else path, layers, default)  # who gave the rest left it out, whatever a weaker layer's says
     if first["type"] == "unexpected_keyword_argument":
         error_ = unknown_key(source, ".".join(str(p) for p in path if not isinstance(p, int)), schema)
         text = str(error_)
-    elif first["type"] in ("missing", "missing_argument"):
+    elif is_missing:
         text = f"{source}: {key} is missing"
     else:
         message = first["msg"].removeprefix("Value error, ")

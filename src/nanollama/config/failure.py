@@ -19,7 +19,7 @@ from .ranks import rank, shared_store, world_size
 
 PERIOD_S = 0.5  # between two looks at the others
 GRACE_S = 3.0  # for a rank to fail on its own, with its own last words in its log
-PATIENCE_S = 10.0  # for rank 0 to write down how the run ended
+PATIENCE_S = 10.0  # for rank 0 to write down how the run ended, and for torchrun to answer a rank that ends
 # torch's allocators (GPU, CPU), CUDA itself (loading a module, recording a graph), cuBLAS
 NO_MEMORY = ("OutOfMemoryError", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -52,7 +52,7 @@ def first_failure(status: str, text: str) -> Failure | None:
     """Tell the others that this rank failed. Returns who failed first, maybe this rank; None where there are no others."""
     mine = Failure(rank(), socket.gethostname(), status, text)
     try:
-        store = shared_store()
+        store = shared_store(PATIENCE_S)
         if store is None:
             return None
         return Failure(**json.loads(store.compare_set(_key(), "", json.dumps(asdict(mine)))))
@@ -62,18 +62,19 @@ def first_failure(status: str, text: str) -> Failure | None:
 
 def wait_until_written() -> None:
     """A rank that ends early stays until rank 0 has written the run's result: once one has left, torchrun ends the others."""
-    if rank() == 0 or (store := shared_store()) is None:
+    if rank() == 0 or world_size() == 1:
         return
     until = time.monotonic() + PATIENCE_S
     with suppress(Exception):  # rank 0, and torchrun with it, may be gone
-        while time.monotonic() < until and not store.check([_key() + "-written"]):
+        store = shared_store(PATIENCE_S)
+        while store is not None and time.monotonic() < until and not store.check([_key() + "-written"]):
             time.sleep(PERIOD_S / 10)
 
 
 def written() -> None:
     """Rank 0 has written the run's result."""
     with suppress(Exception):
-        if (store := shared_store()) is not None:
+        if (store := shared_store(PATIENCE_S)) is not None:
             store.set(_key() + "-written", "1")
 
 

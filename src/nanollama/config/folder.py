@@ -34,9 +34,10 @@ PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "numba", "b
 def read_result(run_dir: Path | str) -> dict[str, Any] | None:
     """How a run ended; None while it has not, where its folder is not there, or where a damaged file does not say."""
     try:
-        return json.loads((Path(run_dir) / "result.json").read_text())
+        result = json.loads((Path(run_dir) / "result.json").read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    return result if isinstance(result, dict) and "status" in result else None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -161,6 +162,15 @@ def is_locked(path: Path) -> bool:
     except FileNotFoundError:
         pass
     return False
+
+
+def holder(path: Path) -> dict[str, Any] | None:
+    """What the process that runs in the folder ``path`` wrote to ``env.json``; None if none does, or it is on another machine."""
+    try:
+        env = json.loads((path / "env.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return env if env.get("host") == socket.gethostname() and is_locked(path) else None
 
 
 def wait_unlocked(path: Path) -> None:

@@ -30,6 +30,7 @@ from .compose import (
     as_dict,
     check_overrides,
     compose,
+    config_loader,
     quoted,
     register_experiments,
     register_schema,
@@ -44,6 +45,11 @@ from .ranks import agree, rank, world_size
 Task = Callable[[Any, RunFolder], Mapping[str, Any] | None]
 INFO_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
 SWEEP_FLAGS = ("-m", "--multirun")
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # Hydra's default: all jobs in this process, one after the other
+
+
+class _Stopped(BaseException):
+    """Ends a multirun in this process whose running job was told to stop; Hydra lets pass what is no Exception."""
 
 
 def main(entry: Entry) -> Callable[[Task], Callable[[], None]]:
@@ -65,6 +71,8 @@ def run_command(entry: Entry, task: Task, argv: Sequence[str]) -> int:
     resume = next((arg.partition("=")[2] for arg in argv if arg.startswith("resume=")), "auto")
     argv = [arg for arg in argv if not arg.startswith("resume=")]
     try:
+        if world_size() > 1 and not entry.ranks:
+            raise ConfigError(f"{entry.name} is one process: start it without torchrun")
         if any(arg.split("=")[0] in INFO_FLAGS for arg in argv):
             register_experiments(entry)
             return _hydra(entry, task, rewrite_argv(entry, argv))
@@ -197,13 +205,18 @@ def _hydra(entry: Entry, task: Task, argv: Sequence[str]) -> int:
         overrides = rewrite_argv(entry, list(OmegaConf.to_container(hydra_cfg.overrides.task)))  # type: ignore[arg-type]
         cfg = typed(entry, node, overrides)
         run = open_folder(entry, cfg, overrides)
-        execute(task, cfg, run)
+        code = execute(task, cfg, run)
+        if code in (Interrupted.exit_code, Requeue.exit_code) and hydra_cfg.launcher._target_ == BASIC:
+            raise _Stopped(code)
         return read_result(run.path) or {}
 
     job.__module__, job.__qualname__ = task.__module__, task.__qualname__
     sys.argv[1:] = list(argv)
     options: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
-    hydra.main(config_path=str(CONFIGS), config_name=entry.name, **options)(job)()
+    try:
+        hydra.main(config_path=str(CONFIGS), config_name=entry.name, **options)(job)()
+    except _Stopped as stopped:
+        return int(str(stopped))
     return 0
 
 
@@ -211,14 +224,21 @@ def _multirun(entry: Entry, task: Task, argv: Sequence[str], resume: str) -> int
     """Check every job, run the sweep, print a table; one job's failure does not stop the rest."""
     if world_size() > 1:
         raise ConfigError("a multirun is one process: start it without torchrun and let cluster.torchrun=true give each job its ranks")
-    given = next((arg.partition("=")[2].strip("'\"") for arg in argv if arg.startswith("run_dir=")), None)
+    given = next((os.path.expanduser(arg.partition("=")[2].strip("'\"")) for arg in argv if arg.startswith("run_dir=")), None)
     overrides = rewrite_argv(entry, [arg for arg in argv if not arg.startswith("run_dir=")])
     check_overrides(entry, overrides)
     quiet = [] if any(a.startswith("hydra/job_logging=") for a in overrides) else ["hydra/job_logging=none", "hydra/hydra_logging=none"]
     if any(arg.startswith("hydra/sweeper=") for arg in overrides):  # it knows which jobs there are, and where they go
         return _hydra(entry, task, ["-m", *overrides, *quiet, *([f"hydra.sweep.dir={quoted(given)}"] if given else [])])
+    in_files = set()
     for number, job in enumerate(expand(overrides)):
         cfg = compose(entry, [arg for arg in job if not arg.startswith("hydra")])
+        if not any(arg.startswith("run_dir=") for arg in argv):
+            given = cfg.run_dir and os.path.expanduser(cfg.run_dir)
+            in_files.add(given)
+        if len(in_files) > 1:
+            names = ", ".join(sorted(map(str, in_files)))
+            raise ConfigError(f"run_dir: the files of this multirun name several ({names}); give one for all, run_dir=PATH")
         folder = Path(given or os.devnull) / str(number)
         held = holds_run(folder)
         check_resume(folder, held, resume)
@@ -231,17 +251,23 @@ def _multirun(entry: Entry, task: Task, argv: Sequence[str], resume: str) -> int
 
 
 def expand(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """The jobs of a plain multirun: the product of all ``key=a,b`` choices, as Hydra's basic sweeper forms it."""
+    """The jobs of a plain multirun: the product of all ``key=a,b`` choices, as Hydra's basic sweeper forms it.
+
+    Raises ConfigError for what Hydra cannot expand, and if there is no job at all.
+    """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
     try:
-        for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
-            yield from batch
+        with config_loader() as loader:
+            parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
+            (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise ConfigError(f"command line: {error}") from error
+    if not jobs:
+        raise ConfigError(f"command line: no job to run: a choice in {' '.join(overrides)} matches nothing")
+    yield from jobs
 
 
 def summarise(folder: Path) -> int:
@@ -254,6 +280,8 @@ def summarise(folder: Path) -> int:
     statuses = {result["status"] for _, result in results}
     if "interrupted" in statuses:
         return Interrupted.exit_code
+    if "requeue" in statuses:
+        return Requeue.exit_code
     if statuses == {"invalid"}:
         return ConfigError.exit_code
     return 0 if statuses <= {"ok"} else RunFailed.exit_code

@@ -38,13 +38,16 @@ def agree(key: str, make: Callable[[], str]) -> str:
     return value[1:]
 
 
-def shared_store() -> Any:
-    """A connection of its own to the TCPStore that torchrun serves; None for a single process."""
+def shared_store(timeout_s: float = 300) -> Any:
+    """A connection of its own to the TCPStore that torchrun serves; None for a single process.
+
+    ``timeout_s`` bounds connecting, to a torchrun that may be gone, and waiting for a value.
+    """
     if world_size() == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     from datetime import timedelta
 
     from torch.distributed import PrefixStore, TCPStore
 
-    server = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=300))
+    server = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=timeout_s))
     return PrefixStore("nanollama", server)

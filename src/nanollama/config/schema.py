@@ -213,8 +213,14 @@ def _text_time(value: Any) -> Any:
     return value
 
 
-Word = Annotated[str, Field(pattern=r"^[^\s'\"\\`$;#]+$")]  # no blanks or quotes: goes into a line of a batch script
-Memory = Annotated[str, Field(pattern=r"^\d+[KMGT]?$")]
+def _text(value: Any) -> Any:
+    """YAML and Hydra read digits as a number also where a text is meant: an account, megabytes, the value of a variable."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Word = Annotated[str, Field(pattern=r"^[^\s'\"\\`$;#]+$"), BeforeValidator(_text)]  # goes into a line of a batch script
+Memory = Annotated[str, Field(pattern=r"^\d+[KMGT]?$"), BeforeValidator(_text)]
 WallTime = Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d+){0,2}$"), BeforeValidator(_text_time)]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 
@@ -230,7 +236,7 @@ class ClusterConfig:
     nodes: Positive = 1
     cpus: Positive = 2  # per process
     gpus: Count = 0  # per node
-    mem: Memory | None = None  # per node, e.g. 16G
+    mem: Memory | None = None  # per node, e.g. 16G; a bare number is megabytes, 0 all that the node has
     time: WallTime = "24:00:00"
     partition: Word | None = None
     account: Word | None = None
@@ -238,4 +244,4 @@ class ClusterConfig:
     constraint: Word | None = None
     signal_delay: Positive = 120  # seconds between the warning signal and the end
     slots: Positive | None = None  # tasks of a grid that run at once; None: all on Slurm, as many as fit on this machine with bash
-    env: dict[VariableName, str] = field(default_factory=dict)
+    env: dict[VariableName, Text] = field(default_factory=dict)

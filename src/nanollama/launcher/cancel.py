@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from ..config import ConfigError
+from ..config.folder import holder
 from . import local, slurm
 from .job import Launch
 from .status import alive_in, launched, states
@@ -19,16 +20,18 @@ def cancel(folder: Path, wait_s: float = 10.0) -> str:
     active = [state for state in states(folder) if state.is_active or state.status == "unknown"]
     if not active:
         return f"{folder}: nothing is running or waiting there"
-    tasks, found = launched(folder)
-    found = [launch for launch in found if alive_in(launch)]
+    tasks, known = launched(folder)
+    if not known:
+        raise ConfigError(f"{folder}: this run was not started by the launcher; stop it where it was started")
+    found = [launch for launch in known if alive_in(launch)]
     if any(launch.record["launcher"] == "bash" and launch.record["host"] != socket.gethostname() for launch in found):
         raise ConfigError(f"{folder}: it was started on {found[0].record['host']}; cancel it there")
-    if not found:
-        raise ConfigError(f"{folder}: this run was not started by the launcher; stop it where it was started")
-    task = int(folder.name) if tasks is not None and found[0].run_dir != folder else None
+    task = int(folder.name) if tasks is not None and known[0].run_dir != folder else None
     again = (folder / ".cancelled").exists()
     for launch in found:
         (_cancel_job if launch.record["launcher"] == "sbatch" else _cancel_process)(launch, task, again)
+    for state in active if not found else ():
+        again = _cancel_orphan(Path(state.run_dir))
     for run_dir in {Path(state.run_dir) for state in active if Path(state.run_dir).is_dir()} | ({folder} if folder.is_dir() else set()):
         (run_dir / ".cancelled").touch()  # a batch script does not ask Slurm to start it again
     return _wait(folder, wait_s, again)
@@ -41,6 +44,20 @@ def _cancel_process(launch: Launch, task: int | None, again: bool) -> None:
         local.kill_tree(launch.record["pid"])
     else:
         os.kill(launch.record["pid"], signal.SIGINT)
+
+
+def _cancel_orphan(run_dir: Path) -> bool:
+    """End a run whose pool, torchrun or shell was killed before it; returns whether it was told to save before."""
+    env = holder(run_dir)
+    if env is None:
+        raise ConfigError(f"{run_dir}: the process that runs there is not on this machine; cancel it where it is")
+    told = run_dir / ".cancelled"
+    again = told.exists() and told.stat().st_mtime > (run_dir / "env.json").stat().st_mtime
+    if again:
+        local.kill_tree(env["pid"])
+    else:
+        os.kill(env["pid"], signal.SIGINT)
+    return again
 
 
 def _cancel_job(launch: Launch, task: int | None, again: bool) -> None:

@@ -53,10 +53,20 @@ class Launch:
 
 
 def launches(run_dir: Path) -> list[Launch]:
-    """All launches in a folder, the newest first."""
+    """All launches in a folder, the newest first. Raises ConfigError for a damaged ``launch.json``."""
     numbers = sorted((int(p.name) for p in (run_dir / "launch").glob("*") if p.name.isdigit()), reverse=True)
     files = [run_dir / "launch" / str(number) / "launch.json" for number in numbers]
-    return [Launch(file.parent, json.loads(file.read_text())) for file in files if file.is_file()]
+    return [Launch(file.parent, _record(file)) for file in files if file.is_file()]
+
+
+def _record(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text())
+        if "launcher" in record:
+            return record
+    except (ValueError, TypeError):
+        pass
+    raise ConfigError(f"{file} is damaged: it does not say what was launched; remove {file.parent} to go on without it")
 
 
 @contextmanager

@@ -46,6 +46,8 @@ def plan(argv: Sequence[str]) -> Plan:
     entry = entry_of(script)
     rest += [f"cluster.{key}={quoted(given[key])}" for key in SHORT_FORMS if key in given]
     tasks, first = compose_tasks(entry, rest, sweep)
+    if first.cluster.torchrun and not entry.ranks:
+        raise ConfigError(f"cluster.torchrun=true: {script} is one process; leave it out")
     return Plan(
         entry=entry,
         script=script,
@@ -68,13 +70,7 @@ def _options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     own = (*SHORT_FORMS, "resume", "detach")
     given = {key: value for key, equals, value in (arg.partition("=") for arg in argv) if equals and key in own}
     rest = [arg for arg in argv if arg.partition("=")[0] not in own or "=" not in arg]
-    return given, [_literal_path(arg) if arg.startswith("run_dir=") else arg for arg in rest]
-
-
-def _literal_path(arg: str) -> str:
-    """A path is not a text in Hydra's grammar, where a parenthesis or a comma would mean something."""
-    key, _, value = arg.partition("=")
-    return arg if value in ("", "null") or value[0] in "'\"" else f"{key}={quoted(value)}"
+    return given, rest
 
 
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> str:

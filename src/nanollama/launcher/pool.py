@@ -13,11 +13,9 @@ again in the same folder. A job that still runs there since an earlier pool died
 from __future__ import annotations
 
 import glob
-import json
 import os
 import queue
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -28,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from ..config.folder import is_locked, read_result, wait_unlocked, write_json
+from ..config.folder import holder, is_locked, read_result, wait_unlocked, write_json
 from .local import kill_group, kill_tree
 from .outcome import RESTARTABLE
 from .signals import stop_flag
@@ -93,9 +91,9 @@ class _Running:
 class Pool:
     """``slots`` jobs at a time, each with its share of the machine's threads, or with devices of its own.
 
-    ``devices``: ids for CUDA_VISIBLE_DEVICES, dealt out evenly; fewer than slots: shared in turn. ``processes`` in each job share the
-    slot's threads. ``timeout_s`` bounds each start of a job. ``retries``: further starts of a job that was killed from outside.
-    ``grace_s``: time to save between SIGTERM and SIGKILL.
+    ``devices``: ids for CUDA_VISIBLE_DEVICES, dealt out evenly; too few for all slots: shared in turn. ``processes`` in each job share
+    the slot's threads, and have a device each as long as there are so many. ``timeout_s`` bounds each start of a job. ``retries``:
+    further starts of a job that was killed from outside. ``grace_s``: time to save between SIGTERM and SIGKILL.
     """
 
     def __init__(
@@ -171,9 +169,14 @@ class Pool:
     # --- one slot ---------------------------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        for slot in range(self.slots):
-            if slot not in self._running and self._waiting:
-                self._start(slot, *self._waiting.popleft())
+        while self._waiting and (free := [slot for slot in range(self.slots) if slot not in self._running]):
+            job, attempts = self._waiting.popleft()
+            self._start(self._place(job, free), job, attempts)
+
+    def _place(self, job: Job, free: Sequence[int]) -> int:
+        """A slot for the job: the first free one; if it runs since an earlier pool, the one with the devices that it has."""
+        there = (holder(job.run_dir) or {}).get("devices") if self.devices else None
+        return next((slot for slot in free if there and self.share(slot)["CUDA_VISIBLE_DEVICES"] == there), free[0])
 
     def _start(self, slot: int, job: Job, attempts: int) -> None:
         earlier = _stamp(job.run_dir / "result.json"), _stamp(job.run_dir / "env.json")
@@ -237,8 +240,8 @@ class Pool:
     def _enforce_limits(self) -> None:
         now = time.monotonic()
         for running in self._running.values():
-            if self.timeout_s and now > running.began + self.timeout_s and not running.timed_out:
-                running.timed_out = True
+            if self.timeout_s and now > running.began + self.timeout_s and not running.timed_out and _pid(running):
+                running.timed_out = True  # not one that has ended, and waits for someone to ask
                 _tell(running)
             if running.stop_at and now > running.stop_at + self.grace_s:
                 _kill(running)
@@ -257,7 +260,7 @@ class Pool:
         """Environment of a slot: its devices, or its share of the threads unless the user has set one."""
         env = {}
         if self.devices:
-            each = max(1, len(self.devices) // self.slots)
+            each = min(max(self.processes, len(self.devices) // self.slots), len(self.devices))
             mine = [self.devices[(slot * each + i) % len(self.devices)] for i in range(each)]
             env["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
         threads = str(max(1, len(os.sched_getaffinity(0)) // (self.slots * self.processes)))
@@ -267,7 +270,7 @@ class Pool:
 def run_all(pool: JobPool, jobs: Iterable[Job], report: Callable[[Ended], None]) -> bool:
     """Run all jobs and report each as it ends; False if Ctrl-C or SIGTERM stopped them (a second Ctrl-C does not wait for saving)."""
     with stop_flag() as stop, pool:
-        for job in jobs:
+        for job in sorted(jobs, key=lambda job: not is_locked(job.run_dir)):  # those that still run take their slots first
             pool.submit(job)
         told = False
         while len(pool):
@@ -317,6 +320,9 @@ def without_result(code: int | None, opened: bool, log: Path) -> dict[str, Any]:
     except OSError:
         lines = []
     said = [line for line in lines if not line.startswith(("srun:", "slurmstepd:"))][-1:]
+    if code == 1 and said and not said[0].strip("="):  # torchrun's own last words, and its code whatever its ranks ended with
+        said = [line for line in lines if line.startswith("error: ")][-1:] or said
+        status = "invalid" if said[0].startswith("error: ") else status
     return {"status": status, "message": " ".join([f"ended with code {code} and no result.json;", *said])}
 
 
@@ -330,11 +336,8 @@ def _pid(running: _Running) -> int | None:
     """The job's process, also if somebody else started it on this machine."""
     if running.process:
         return running.process.pid if running.process.poll() is None else None
-    try:
-        env = json.loads((running.job.run_dir / "env.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return env["pid"] if env.get("host") == socket.gethostname() and is_locked(running.job.run_dir) else None
+    env = holder(running.job.run_dir)
+    return int(env["pid"]) if env else None
 
 
 def _tell(running: _Running, number: int = signal.SIGTERM) -> None:

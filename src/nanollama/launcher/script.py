@@ -14,6 +14,7 @@ from ..config.compose import ROOT
 from ..config.folder import slug
 from ..config.schema import ClusterConfig
 
+TORCHRUN = "torch.distributed.run"
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # torchrun forwards only those it is told to
 
 
@@ -69,11 +70,17 @@ def command(module: str, cluster: ClusterConfig, *arguments: str) -> list[str]:
     return [sys.executable, *_torchrun(cluster, "--standalone"), "-m", module, *arguments]
 
 
+def ranked(job: Sequence[str], cluster: ClusterConfig) -> tuple[str, ...]:
+    """The command ``python -m MODULE ...`` of a pool's job, by torchrun if that is asked for (and not in the command already)."""
+    meet = [] if TORCHRUN in job else _torchrun(cluster, "--standalone")
+    return (job[0], *meet, *job[1:])
+
+
 def _torchrun(cluster: ClusterConfig, *meet: str) -> list[str]:
     if not cluster.torchrun:
         return []
     size = [f"--nnodes={cluster.nodes}", f"--nproc-per-node={processes(cluster)}"]
-    return ["-m", "torch.distributed.run", *size, f"--signals-to-handle={SIGNALS}", *meet]
+    return ["-m", TORCHRUN, *size, f"--signals-to-handle={SIGNALS}", *meet]
 
 
 def _command(script: Script) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from ..config import Interrupted, Requeue
 
+ECHO_S = 1.0  # Slurm signals every process of a job, and torchrun passes on to its ranks what they have got themselves
 REQUEUE = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # a scheduler needs the machine back
 
 
@@ -18,11 +20,14 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.kind = 0
+        self._since = 0.0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.kind == 1:
+            if time.monotonic() < self._since + ECHO_S:
+                return
             raise KeyboardInterrupt  # a second Ctrl-C: the user does not want to wait for the checkpoint
-        self.kind = 1 if number == signal.SIGINT else 2
+        self.kind, self._since = 1 if number == signal.SIGINT else 2, time.monotonic()
 
 
 def stopped(kind: int, text: str) -> Interrupted | Requeue:

@@ -54,7 +54,7 @@ class _Submitted:
 
 
 class SlurmPool:
-    """``slots`` jobs at a time, each a Slurm job on one node with the ``cluster`` settings.
+    """``slots`` jobs ``python -m MODULE ...`` at a time, each a Slurm job on one node with the ``cluster`` settings, torchrun included.
 
     ``folder``: where the snapshot of the code goes. ``timeout_s`` bounds each start of a job from when it runs; Slurm's own limit
     (``cluster.time``) makes it save, and go on in the queue. ``retries`` and ``grace_s`` as for ``Pool``. Raises ConfigError where
@@ -74,8 +74,8 @@ class SlurmPool:
         there, why = slurm.answers()
         if not there:
             raise ConfigError(f"jobs are to run on Slurm, but {why}")
-        if cluster.nodes > 1 or cluster.torchrun:
-            raise ConfigError("cluster.nodes and cluster.torchrun are not for the jobs of a pool, each of which is one process on one node")
+        if cluster.nodes > 1:
+            raise ConfigError(f"cluster.nodes = {cluster.nodes}: each job of a pool runs on one node; cluster.nproc is for processes there")
         self.folder = Path(os.path.abspath(folder))
         script.check_path(self.folder)
         self.slots, self.cluster, self.timeout_s, self.retries, self.grace_s = slots, cluster, timeout_s, retries, grace_s
@@ -159,12 +159,13 @@ class SlurmPool:
         path = newest.path if newest and "job_id" not in newest.record else next_folder(run_dir)
         cluster = replace(self.cluster, env={**self.cluster.env, **job.env})
         name = f"{self.folder.name}-{run_dir.name}"
-        spec = script.Script("", cluster, run_dir, path, job.cwd or Path.cwd(), name, command=job.command, snapshot=self._code)
+        command = script.ranked(job.command, cluster)
+        spec = script.Script("", cluster, run_dir, path, job.cwd or Path.cwd(), name, command=command, snapshot=self._code)
         (path / "run.sh").write_text(script.text(spec, batch=True))
         for old in ("result.json", ".cancelled"):
             (job.run_dir / old).unlink(missing_ok=True)
         launch = Launch(path, {})
-        launch.note(launcher="sbatch", command=list(job.command), cluster=asdict(cluster), tasks=None, started=[0])
+        launch.note(launcher="sbatch", command=list(command), cluster=asdict(cluster), tasks=None, started=[0])
         launch.note(job_id=slurm.submit(launch.script))
         return launch
 
@@ -203,7 +204,8 @@ class SlurmPool:
             return
         for one in self._running:
             _note(one, queue)
-            if self.timeout_s and one.state == "RUNNING" and self._asked > one.since + self.timeout_s and not one.timed_out:
+            late = self.timeout_s and one.state == "RUNNING" and self._asked > one.since + self.timeout_s
+            if late and not one.timed_out and not one.missing:
                 one.timed_out = True
                 self._tell(one, "TERM")
             if one.stop_at and self._asked > one.stop_at + self.grace_s:

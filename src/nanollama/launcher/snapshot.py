@@ -19,7 +19,8 @@ LARGEST_NEW_FILE = 10_000_000  # bytes; a bigger file that git does not track is
 def take(code: Path) -> list[str]:
     """Copy the project to ``code``: files that git tracks and new ones that it does not ignore; without git, the source folders.
 
-    Returns the new files left out for their size. Raises OSError when the disk is full.
+    Of a snapshot, all of it. Returns what was left out: new files for their size, and repositories inside this one. Raises OSError when
+    the disk is full.
     """
     files, left_out = project_files()
     code.mkdir(parents=True)
@@ -42,13 +43,14 @@ def _copy_compiled(source: Path, target: Path) -> None:
 
 
 def project_files() -> tuple[list[str], list[str]]:
-    """Paths from the project's root: those to copy, and the new ones that are too large."""
+    """Paths from the project's root: those to copy, and those of new files that are too large and of repositories of their own."""
     tracked, new = _git_files("--cached"), _git_files("--others", "--exclude-standard")
     if tracked is None or new is None or (ROOT / SNAPSHOT).is_file():
         return _all_files(), []
     large = [name for name in new if (ROOT / name).is_file() and (ROOT / name).stat().st_size > LARGEST_NEW_FILE]
     keep = [name for name in {*tracked, *new}.difference(large) if (ROOT / name).is_symlink() or (ROOT / name).is_file()]
-    return sorted(keep), large
+    nested = [name for name in {*tracked, *new} if (ROOT / name).is_dir() and not (ROOT / name).is_symlink()]
+    return sorted(keep), sorted(large + nested)
 
 
 def _git_files(*which: str) -> list[str] | None:
@@ -60,8 +62,9 @@ def _git_files(*which: str) -> list[str] | None:
 
 
 def _all_files() -> list[str]:
-    files = [ROOT / name for name in WITHOUT_GIT if (ROOT / name).is_file()]
-    for name in WITHOUT_GIT:
+    names = [path.name for path in ROOT.iterdir()] if (ROOT / SNAPSHOT).is_file() else WITHOUT_GIT
+    files = [ROOT / name for name in names if (ROOT / name).is_file()]
+    for name in names:
         files += [path for path in (ROOT / name).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     return sorted(str(path.relative_to(ROOT)) for path in files)
 
@@ -77,4 +80,7 @@ def diff() -> bytes:
 def check_contains(code: Path, script: str, file: Path) -> None:
     """Raise ConfigError if the module ``script`` lies in the project but not in its snapshot."""
     if file.is_relative_to(ROOT) and not (code / file.relative_to(ROOT)).is_file():
-        raise ConfigError(f"script={script}: {file} is ignored by git, so the snapshot that runs lacks it; see .gitignore")
+        why = "git ignores it (see .gitignore), or it is in a repository of its own"
+        if _git_files("--cached") is None:
+            why = f"without git that is {', '.join(WITHOUT_GIT)}"
+        raise ConfigError(f"script={script}: the snapshot that runs lacks {file}: {why}")

@@ -15,7 +15,7 @@ from .job import Launch, launches, prepare
 from .outcome import exit_code
 from .plan import Plan
 from .script import check_path
-from .status import State, states, table
+from .status import State, alive_in, states, table
 
 
 def start(plan: Plan) -> int:
@@ -24,7 +24,7 @@ def start(plan: Plan) -> int:
     given = grid.default_folder(plan) if plan.is_grid and not plan.run_dir else plan.run_dir
     folder = Path(os.path.abspath(given)) if given else None
     check_path(folder or Path.cwd())
-    numbers = _to_start(plan, folder) if folder else [0]
+    numbers = _to_start(plan, folder, launcher) if folder else [0]
     if not numbers:
         print(f"{folder}: nothing to start, every run is done or under way")
         return grid.summarise(folder) if folder else 0
@@ -83,7 +83,7 @@ def _how_to_ask(run_dir: Path) -> int:
     return 0
 
 
-def _to_start(plan: Plan, folder: Path) -> Sequence[int]:
+def _to_start(plan: Plan, folder: Path, launcher: str) -> Sequence[int]:
     """Numbers of the runs to start in a folder that may hold earlier ones. ConfigError if it is not to be touched."""
     launched = next(iter(launches(folder)), None)
     held = launched is not None or holds_run(folder)
@@ -103,13 +103,10 @@ def _to_start(plan: Plan, folder: Path) -> Sequence[int]:
     if not plan.is_grid:
         _refuse_if_active(states(folder))
         return [0]
-    known = {Path(state.run_dir).name: state for state in states(folder)} if launched else {}
-    return [n for n in range(len(plan.tasks)) if not _is_done(folder / str(n), known.get(str(n)))]
-
-
-def _is_done(run_dir: Path, state: State | None) -> bool:
-    """Whether a run of a grid needs no new start: it ended well, or is under way."""
-    return (state is not None and state.is_active) or (read_result(run_dir) or {}).get("status") == "ok"
+    under_way = {int(Path(state.run_dir).name) for state in states(folder) if state.is_active} if launched else set()
+    if launcher == "bash":  # runs that a killed pool has left go into the new one, which waits for them and counts them
+        under_way &= {number for launch in launches(folder) for number in alive_in(launch) if number is not None}
+    return [n for n in range(len(plan.tasks)) if n not in under_way and (read_result(folder / str(n)) or {}).get("status") != "ok"]
 
 
 def _refuse_if_active(rows: list[State]) -> None:

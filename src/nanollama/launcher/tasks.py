@@ -92,6 +92,8 @@ def _parse(text: str) -> tuple[str, Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     override = OverridesParser.create().parse_override(text)
+    if override.is_sweep_override():
+        raise ConfigError(f"command line: {text}: several values are a grid: add -m; or quote one text: {override.key_or_group}='a,b'")
     return override.key_or_group, override.value()
 
 

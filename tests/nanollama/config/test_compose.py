@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from src.apps.gssm.config import TRAIN
-from src.nanollama.config import ConfigError, compose
-from src.nanollama.config.compose import as_dict, quoted, rewrite_argv
+from src.nanollama.config import ConfigError, compose, quoted
+from src.nanollama.config.compose import as_dict, rewrite_argv
+from src.nanollama.config.main import expand
 
 DEBUG = "src/apps/gssm/configs/debug.yaml"
 FORMS = [[f"config={DEBUG}"], [DEBUG], ["experiment=debug"], [f"config={DEBUG.removesuffix('.yaml')}"]]
@@ -68,6 +69,30 @@ def test_dictionaries_of_free_keys_need_no_plus() -> None:
     assert cfg.cluster.env == {"A": "b", "OMP_NUM_THREADS": "1"}
 
 
+AWKWARD = ["a b", "it's", "a\\b", "a\\", "\\'", "${x}", "\\${x}", "${", "$(x)", "a,b", "[1]", "1e-3", "null", "é", "a=b", "a\\\n", '"', ""]
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_a_quoted_text_is_taken_literally(text: str) -> None:
+    assert compose(TRAIN, ["experiment=debug", f"name={quoted(text)}"]).name == text
+
+
+@pytest.mark.parametrize("path", ["~/x", "a b/(1)", "a,b", "a=b", "12", "1e3", "é", "$x", "'q r'"])
+def test_a_run_folder_needs_no_quotes(path: str) -> None:
+    argv = rewrite_argv(TRAIN, ["experiment=debug", f"run_dir={path}"])
+    assert compose(TRAIN, argv).run_dir == path.strip("'")
+    assert compose(TRAIN, ["experiment=debug", "run_dir=null"]).run_dir is None
+    assert compose(TRAIN, ["experiment=debug", "run_dir=runs/${name}"]).run_dir == "runs/debug"
+
+
+def test_choices_of_a_multirun() -> None:
+    globs = rewrite_argv(TRAIN, ["experiment=glob(de*)", "model=glob(gpt2*,exclude=*l)"])
+    assert list(expand(globs)) == [[f"experiment={e}", f"model=gpt2-{m}"] for e in ("debug", "dense") for m in ("large", "medium")]
+    assert list(expand(rewrite_argv(TRAIN, ["experiment=choice(debug,base)"]))) == [["experiment=debug"], ["experiment=base"]]
+    with pytest.raises(ConfigError, match="no job"):
+        list(expand(["model=glob(nothing*)"]))
+
+
 def test_rewriting_twice_changes_nothing() -> None:
     once = rewrite_argv(TRAIN, [DEBUG, "experiment=sparse", "train.steps=3", "cluster.env.A=b"])
     assert rewrite_argv(TRAIN, once) == once
@@ -96,6 +121,12 @@ BAD = {
     "contradictory vocabulary": (["experiment=debug", "model.vocab_size=64"], ["model.vocab_size = 64", "node X", "32"]),
     "heads that do not divide": (["experiment=debug", "model.nb_heads=5"], ["model.emb_dim", "model.nb_heads"]),
     "batch that does not divide": (["experiment=debug", "train.micro_batch=5"], ["train.micro_batch", "5", "16"]),
+    "a text that wants quotes": (["experiment=debug", "name=é"], ["name=é", "in quotes", "'name=\"é\"'"]),
+    "a reference to nothing": (["experiment=debug", "name=${nope}"], ["command line", "name", "'nope' not found"]),
+    "a reference to no variable": (["experiment=debug", "name=${oc.env:NOPE_}"], ["command line", "name", "NOPE_"]),
+    "no value": (["experiment=debug", "name=???"], ["command line", "name"]),
+    "two files": ([DEBUG, f"config={DEBUG}"], ["debug", "give one"]),
+    "a group without a choice": (["experiment="], ["experiment=", "leave it out"]),
     "no graph": ([], ["gssm is empty", "experiment=debug"]),
 }
 
@@ -114,6 +145,10 @@ def test_refusals_name_the_field_and_what_to_do(case: str) -> None:
 FILES = {
     "unknown key": ("model: {emb_dimm: 3}\n", ["model.emb_dimm", "model.emb_dim?"]),
     "unknown key in a list": ("gssm: [{name: X, state_dim: 4, alpa: 1}]\n", ["gssm.alpa", "gssm.alpha?"]),
+    "typing error in a required key": ("gssm: [{name: X, state_dimm: 4}]\n", ["gssm.state_dimm", "gssm.state_dim?"]),
+    "a reference to nothing": ("name: ${nope}\n", ["name", "'nope' not found"]),
+    "a set": ("cluster: {env: !!set {A}}\n", ["set"]),
+    "a list of itself": ("gssm: &a [*a]\n", ["recursion"]),
     "wrong type": ("model: {emb_dim: [1, 2]}\n", ["model.emb_dim", "integer"]),
     "missing field": ("gssm: [{name: X}]\n", ["gssm[0].state_dim", "missing"]),
     "broken YAML": ("model: {emb_dim: [1\n", ["not readable as YAML", "line"]),
@@ -131,3 +166,10 @@ def test_mistakes_in_a_file_name_the_file(case: str, tmp_path) -> None:
         compose(TRAIN, [str(file)])
     for word in ["mistake.yaml", *words]:
         assert word in str(caught.value)
+
+
+def test_what_a_file_leaves_out_of_a_list_is_its_own_mistake(tmp_path) -> None:
+    file = tmp_path / "mistake.yaml"
+    file.write_text("gssm: [{name: X}]\n")  # a list takes the place of the experiment's, in which the field is there
+    with pytest.raises(ConfigError, match=r"mistake\.yaml: gssm\[0\]\.state_dim is missing"):
+        compose(TRAIN, ["experiment=debug", str(file)])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributed import PrefixStore, TCPStore
 
-from src.nanollama.config.failure import Failure, unexpected, watching
+from src.nanollama.config.failure import Failure, first_failure, unexpected, wait_until_written, watching, written
 
 
 @pytest.fixture
@@ -43,6 +43,32 @@ def test_a_rank_that_ends_by_itself_is_left_alone(store) -> None:
     with watching(told.append):
         store.set("failure-0", json.dumps(asdict(Failure(1, "there", "error", "why"))))
     assert not told
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_whose_torchrun_was_killed_ends_all_the_same(rank: str, monkeypatch) -> None:
+    """Nobody answers at its store any more: once, a rank that ended then kept its run folder locked for five minutes."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for key, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": rank}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setattr("src.nanollama.config.failure.PATIENCE_S", 0.2)
+    said: list[Failure | None] = []
+
+    def end() -> None:
+        said.append(first_failure("error", "why"))
+        written()
+        wait_until_written()
+        said.append(None)
+
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive() and said[0] is not None and (said[0].rank, said[0].text) == (int(rank), "why")
 
 
 @pytest.mark.parametrize(

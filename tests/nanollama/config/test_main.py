@@ -117,6 +117,13 @@ def test_a_damaged_result_counts_as_none(tmp_path) -> None:
     assert command(tmp_path, ENDINGS["ok"][0])[0] == 0
 
 
+def test_what_is_one_process_is_refused_under_torchrun(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    sweep = entry_of("src.apps.mixbo.sweep")
+    assert run_command(sweep, ENDINGS["ok"][0], ["objective=simulator", f"run_dir={tmp_path}/r"]) == 2
+    assert "without torchrun" in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
 def test_two_writers_are_refused(tmp_path, capsys) -> None:
     cfg = compose(TRAIN, [*ARGS, f"run_dir={tmp_path / 'run'}"])
     first = open_folder(TRAIN, cfg, ARGS)
@@ -180,6 +187,30 @@ def test_multirun_checks_all_jobs_first_and_one_failure_does_not_stop_the_rest(t
     assert out.returncode == 3, out.stderr
     assert [read_result(tmp_path / "m" / n)["status"] for n in "01"] == ["nan", "ok"]
     assert "nan" in out.stdout and "ok" in out.stdout
+
+
+@pytest.mark.parametrize("ending", ["interrupted", "requeue"])
+def test_a_multirun_that_is_told_to_stop_begins_no_further_job(ending: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train"])
+    task, code = ENDINGS[ending]
+    assert run_command(TRAIN, task, ["-m", *ARGS, "train.seed=0,1", f"run_dir={tmp_path}/m"]) == code
+    assert sorted(p.name for p in (tmp_path / "m").glob("[0-9]")) == ["0"]
+
+
+def test_the_folder_of_a_multirun(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["train"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, folder in (("one", tmp_path / "named"), ("two", "~/other")):
+        (tmp_path / f"{name}.yaml").write_text(f"run_dir: {folder}\n")
+
+    def sweep(*more: str) -> int:
+        return run_command(TRAIN, ENDINGS["ok"][0], ["-m", *ARGS, "train.seed=0,1", *more])
+
+    assert sweep(f"config={tmp_path}/one.yaml") == 0 and read_result(tmp_path / "named" / "1")
+    assert sweep(f"config={tmp_path}/two.yaml") == 0 and read_result(tmp_path / "other" / "1")
+    assert sweep("run_dir=~/a (b), c") == 0 and read_result(tmp_path / "a (b), c" / "1")
+    assert sweep(f"config={tmp_path}/one.yaml,{tmp_path}/two.yaml") == 2 and "name several" in capsys.readouterr().err
+    assert sweep(f"config={tmp_path}/one.yaml,{tmp_path}/two.yaml", "run_dir=~/both") == 0 and read_result(tmp_path / "both" / "3")
 
 
 def test_ctrl_c_saves_and_the_same_command_continues(tmp_path) -> None:

@@ -67,6 +67,11 @@ def test_batch_directives():
     assert "--nnodes=2 --nproc-per-node=8" in text and "--rdzv-endpoint" in text and "--standalone" not in text
 
 
+def test_digits_where_a_text_is_meant():
+    cluster = ClusterConfig(mem=0, account=123, env={"A": 4})
+    assert (cluster.mem, cluster.account, cluster.env) == ("0", "123", {"A": "4"})
+
+
 def test_ranges():
     assert ranges([3]) == "3"
     assert ranges([5, 1, 2, 3]) == "1-3,5"

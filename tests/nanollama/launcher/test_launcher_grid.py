@@ -9,12 +9,16 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from src.nanollama.config import ConfigError, read_result
 from src.nanollama.config.compose import ROOT
+from src.nanollama.config.folder import is_locked
 from src.nanollama.config.main import entry_of
 from src.nanollama.launcher.__main__ import main as launcher
+from src.nanollama.launcher.job import launches
+from src.nanollama.launcher.status import states
 from src.nanollama.launcher.tasks import compose_tasks
 
 MODULE = "tests.nanollama.launcher.toy"
@@ -136,6 +140,38 @@ def test_detached_grid_is_cancelled_and_taken_up_again(grid_file, tmp_path, capf
     assert "3 runs: 2 interrupted, 1 missing" in capfd.readouterr().out
     assert launcher([*command, "steps=1"]) == 0
     assert "3 runs: 3 ok" in capfd.readouterr().out
+
+
+def test_runs_that_a_killed_grid_has_left(grid_file, tmp_path, capfd, monkeypatch):
+    """They keep their devices and count as slots of the next one, and can be cancelled without it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    command = [grid_file(), "-m", "text=a,b,c", "step_s=0.01", "steps=3000", "cluster.slots=2", f"run_dir={tmp_path}/g"]
+
+    def begun(number):
+        wait_for(lambda: is_locked(tmp_path / f"g/{number}") and (tmp_path / f"g/{number}/checkpoint").exists())
+
+    def kill_grid():
+        process = launches(tmp_path / "g")[0].record["pid"]
+        os.kill(process, signal.SIGKILL)
+        wait_for(lambda: not psutil.pid_exists(process) or psutil.Process(process).status() == psutil.STATUS_ZOMBIE)
+
+    assert launcher([*command, "detach=True"]) == 0
+    begun(0)
+    begun(1)
+    kill_grid()
+    pid = json.loads((tmp_path / "g/0/env.json").read_text())["pid"]
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not is_locked(tmp_path / "g/0"))
+    assert launcher([*command, "detach=True"]) == 0  # run 1 goes on, so of runs 0 and 2 one waits
+    begun(0)
+    assert [json.loads((tmp_path / f"g/{n}/env.json").read_text())["devices"] for n in (0, 1)] == ["5", "6"]
+    assert [state.status for state in states(tmp_path / "g")] == ["running", "running", "waiting"]
+    kill_grid()
+    capfd.readouterr()
+    assert launcher(["cancel", str(tmp_path / "g/1")]) == 0
+    assert [state.status for state in states(tmp_path / "g")] == ["running", "interrupted", "missing"]
+    assert launcher(["cancel", str(tmp_path / "g")]) == 0
+    assert [state.status for state in states(tmp_path / "g")] == ["interrupted", "interrupted", "missing"]
 
 
 # --- hydra/launcher=pool ---------------------------------------------------------------------------------------------------------

@@ -125,6 +125,16 @@ def test_timeout(job, how):
     assert read_result(ended.job.run_dir)["status"] == ended.result["status"] == "timeout" and ended.attempts == 1
 
 
+def test_a_job_that_ended_in_time_is_not_late_because_nobody_asked(job):
+    with Pool(1, timeout_s=2.0) as pool:
+        pool.submit(job("a"))
+        running = pool._running[0]
+        running.process.wait()
+        running.began -= 60  # who owns the pool was busy meanwhile
+        (ended,) = drain(pool)
+    assert ended.result["status"] == "ok" == read_result(ended.job.run_dir)["status"]
+
+
 def test_commands_that_cannot_run_are_no_reason_to_stop(job, tmp_path):
     with Pool(1) as pool:
         pool.submit(Job(("/no/such/program",), tmp_path / "x"))
@@ -173,6 +183,8 @@ def test_slots_share_threads_and_devices(monkeypatch):
     assert Pool(cpus, processes=2).share(0)["OMP_NUM_THREADS"] == "1"
     pool = Pool(2, devices=["0", "1", "2", "3"])
     assert [pool.share(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["0,1", "2,3"]
+    pool = Pool(3, devices=["0", "1", "2", "3"], processes=2)
+    assert [pool.share(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0,1", "2,3", "0,1"]  # torchrun's ranks never share one
     pool = Pool(3, devices=["a", "b"])
     assert [pool.share(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["a", "b", "a"]
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
@@ -254,6 +266,17 @@ def test_many_jobs_lose_no_result(job):
     folders = [job(i).run_dir for i in range(200)]
     assert run_all(Pool(8), [Job(("bash", "-c", write, str(folder)), folder) for folder in folders], seen.append)
     assert len({e.job.run_dir for e in seen}) == 200 and {e.result["status"] for e in seen} == {"ok"}
+
+
+def test_an_interrupt_that_comes_twice_at_once_is_one():
+    """Slurm signals torchrun and its ranks, and torchrun passes the signal on to them."""
+    with stop_flag() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.kind == 1
+        stop._since -= 5
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_stop_that_came_inside_is_known_around():

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.nanollama.config import read_result
+from src.nanollama.config import ConfigError, read_result
 from src.nanollama.config.compose import ROOT
 from src.nanollama.launcher import snapshot
 from src.nanollama.launcher.__main__ import main as launcher
@@ -110,6 +110,30 @@ def test_killed_run_is_told_from_a_running_one(tmp_path, capfd):
     wait_for(lambda: launcher(["status", str(run)]) == 0 and "killed" in capfd.readouterr().out)
 
 
+def test_what_a_snapshot_holds(tmp_path, monkeypatch):
+    """Also a snapshot of a snapshot, as when a launched sweep submits its trainings."""
+    root = tmp_path / "project"
+    for name in ("src/a.py", "mine/new é\n.py", "data.bin", "ignored.py", "other/b.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    os.truncate(root / "data.bin", snapshot.LARGEST_NEW_FILE + 1)
+    (root / ".gitignore").write_text("ignored.py\n")
+    for folder in (root, root / "other"):
+        subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    monkeypatch.setattr(snapshot, "ROOT", root)
+    assert snapshot.take(tmp_path / "one") == ["data.bin", "other/"]
+    with pytest.raises(ConfigError, match="git ignores it"):
+        snapshot.check_contains(tmp_path / "one", "ignored", root / "ignored.py")
+
+    def held(code):
+        return {str(file.relative_to(code)) for file in code.rglob("*") if file.is_file()}
+
+    assert held(tmp_path / "one") == {"src/a.py", "mine/new é\n.py", ".gitignore", snapshot.SNAPSHOT}
+    monkeypatch.setattr(snapshot, "ROOT", tmp_path / "one")
+    snapshot.take(tmp_path / "two")
+    assert held(tmp_path / "two") == held(tmp_path / "one")
+
+
 def test_a_snapshot_needs_no_compiling_again(tmp_path):
     code = """
 import numpy as np
@@ -179,6 +203,8 @@ def test_signals_reach_the_run_once(tmp_path, number, code, status):
         ([SCRIPT, "resume=must", "run_dir=nowhere"], "holds no run to continue"),
         ([SCRIPT, "run_dir='a,b'"], "cannot be in it"),
         ([SCRIPT, "-m", "steps=1,many"], "steps = 'many'"),
+        ([SCRIPT, "cluster.partition=a,b"], "add -m"),
+        ([SCRIPT.replace("tests.nanollama.launcher.toy", "src.apps.mixbo.sweep"), "torchrun=True"], "is one process"),
         ([SCRIPT, "-m", "cluster.cpus=1,2"], "must be the same for all runs"),
         (["status"], "name one or more run folders"),
         (["status", "nowhere"], "no run was started here"),
@@ -209,6 +235,15 @@ def test_without_slurm_the_default_is_bash_and_it_says_why(tmp_path, monkeypatch
     monkeypatch.setenv("PATH", str(bin_dir))
     assert launcher([SCRIPT, f"run_dir={tmp_path}/r"]) == 0
     assert "launcher: bash (sbatch is not installed here)" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", "3"])
+def test_damaged_records(tmp_path, capsys, text):
+    (tmp_path / "launch/0").mkdir(parents=True)
+    (tmp_path / "launch/0/launch.json").write_text(text)
+    (tmp_path / "result.json").write_text(text)
+    assert read_result(tmp_path) is None
+    assert launcher(["status", str(tmp_path)]) == 2 and "launch.json is damaged" in capsys.readouterr().err
 
 
 def test_folder_of_another_config(tmp_path, capsys):

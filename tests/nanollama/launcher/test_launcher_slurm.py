@@ -121,15 +121,17 @@ def test_warned_run_saves_is_requeued_and_goes_on(tmp_path):
     assert (run / f"logs/slurm-{job}.out").read_text().count("starting at") == 2
 
 
-def test_cancel_saves_and_does_not_requeue(tmp_path, capfd):
+@pytest.mark.parametrize("how", [[], ["torchrun=True", "cluster.nproc=2", "cluster.cpus=1"]], ids=["alone", "torchrun"])
+def test_cancel_saves_and_does_not_requeue(tmp_path, capfd, how):
     run = tmp_path / "r"
-    assert launcher([SCRIPT, f"run_dir={run}", "steps=2000", "step_s=0.05"]) == 0
+    assert launcher([SCRIPT, f"run_dir={run}", "steps=2000", "step_s=0.05", *how]) == 0
     wait_for((run / "checkpoint").exists)
-    assert launcher([SCRIPT, f"run_dir={run}", "steps=2000", "step_s=0.05"]) == 2
+    assert launcher([SCRIPT, f"run_dir={run}", "steps=2000", "step_s=0.05", *how]) == 2
     assert "under way" in capfd.readouterr().err
     launcher(["cancel", str(run)])
     wait_for(lambda: ended(run))
-    assert read_result(run)["status"] == "interrupted"
+    result = read_result(run)
+    assert result["status"] == "interrupted" and "saved step" in result["message"]
     wait_for(lambda: not slurm.states(json.loads((run / "launch/0/launch.json").read_text())["job_id"]))
 
 
@@ -227,6 +229,28 @@ def test_every_end_of_a_job_is_booked_as_on_this_machine(tmp_path, soon):
     assert all(read_result(tmp_path / "trials" / name)["status"] == found[name]["status"] for name in ends)
 
 
+def test_jobs_of_several_processes(tmp_path, soon):
+    """Torchrun ends with 1 whatever its ranks did; a stop reaches them by Slurm and by torchrun, and they save all the same."""
+    ends = {"fine": ("text=hi",), "diverged": ("end=diverge",), "refused": ("nonsense=1",), "stopped": ("steps=2000", "step_s=0.05")}
+    with SlurmPool(2, tmp_path, ClusterConfig(cpus=1, torchrun=True, nproc=2)) as pool:
+        for name, overrides in ends.items():
+            pool.submit(toy_job(tmp_path / name, *overrides))
+        found = {}
+        while len(found) < 3:
+            if ended := pool.poll(60.0):
+                found[ended.job.run_dir.name] = ended.result
+        wait_for((tmp_path / "stopped/checkpoint").exists)
+        pool.stop(signal.SIGINT)
+        found |= drain(pool)
+    assert {name: result["status"] for name, result in found.items()} == {
+        "fine": "ok", "diverged": "nan", "refused": "invalid", "stopped": "interrupted"
+    }  # fmt: skip
+    assert (found["fine"]["world"], found["fine"]["text"]) == (2, "hi") and "unknown key nonsense" in found["refused"]["message"]
+    assert "saved step" in found["stopped"]["message"]
+    assert {p.name for p in (tmp_path / "fine/logs").glob("rank*")} == {"rank_0.log", "rank_1.log"}
+    assert "--cpus-per-task=2" in (tmp_path / "fine/launch/0/run.sh").read_text()
+
+
 def test_a_job_that_takes_too_long_is_ended(tmp_path, soon):
     with SlurmPool(1, tmp_path, ClusterConfig(cpus=1), timeout_s=0.5) as pool:
         pool.submit(toy_job(tmp_path / "late", "steps=1000", "step_s=0.1"))
@@ -250,9 +274,8 @@ def test_a_job_that_slurm_starts_again_is_not_submitted_again(tmp_path, soon):
 def test_what_a_pool_refuses(tmp_path, monkeypatch):
     with SlurmPool(1, tmp_path, ClusterConfig(partition="nosuch")) as pool, pytest.raises(ConfigError, match="sbatch refused"):
         pool.submit(toy_job(tmp_path / "r"))
-    for cluster in (ClusterConfig(nodes=2), ClusterConfig(torchrun=True)):
-        with pytest.raises(ConfigError, match="one process on one node"):
-            SlurmPool(1, tmp_path, cluster)
+    with pytest.raises(ConfigError, match="on one node"):
+        SlurmPool(1, tmp_path, ClusterConfig(nodes=2, torchrun=True))
     monkeypatch.setenv("SLURM_CONF", "/nonexistent")
     with pytest.raises(ConfigError, match="Slurm does not answer"):
         SlurmPool(1, tmp_path, ClusterConfig())

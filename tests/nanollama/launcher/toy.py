@@ -38,7 +38,7 @@ def resolve(cfg: ToyConfig) -> ToyConfig:
     return cfg
 
 
-TOY = Entry("toy", ToyConfig, resolve, volatile=("steps", "step_s", "end"))
+TOY = Entry("toy", ToyConfig, resolve, volatile=("steps", "step_s", "end"), ranks=True)
 ConfigStore.instance().store(name="toy", node={"defaults": ["toy_schema", "_self_", {"experiment": None}, {"config": None}]})
 
 

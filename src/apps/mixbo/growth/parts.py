@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from src.nanollama.config import RunFolder
+from src.nanollama.config import ConfigError, RunFolder
 
 from ..config import SweepConfig, identity
 from ..controller import Limits
@@ -22,6 +22,8 @@ from .watch import GrowthProgress, GrowthWatch
 
 def growth(cfg: SweepConfig, run: RunFolder) -> Parts[Wanted, GrowthRecord]:
     """A greedy growth. Raises ConfigError before anything is trained."""
+    if cfg.cluster.torchrun:
+        raise ConfigError("cluster.torchrun=true: a growth measures and trains its shapes in one process each; leave it out")
     shapes, name = Shapes(cfg.training, cfg.growth), identity(cfg)
     shapes.overrides(cfg.growth.override)
     if cfg.growth.results_file:
