@@ -2,17 +2,15 @@
 
 A checkpoint is the folder ``checkpoints/<step>``: DCP's files (tensors only) and ``state.json`` (plain numbers). It is written under a
 hidden name and renamed when complete, and renamed before it is deleted, so a folder with a number for a name is always whole. Nothing is
-unpickled but DCP's index, through an allow-list.
+unpickled but DCP's index, through an allow-list (``reader``).
 """
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
 import os
-import pickle
 import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping
@@ -25,13 +23,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from ..config import ConfigError, RunFailed
 from ..config.schema import CheckpointConfig
 from ..distributed import Ranks
 from .find import numbered
+from .reader import SafeReader
 from .retention import expired
 
 log = logging.getLogger("nanollama")
@@ -40,42 +38,6 @@ OPTIONAL = {"scale", "rng"}
 ALONE = "torch.distributed is disabled"
 PIN = "awaiting-evaluation"
 Tensors = Mapping[str, Any]  # nested dictionaries with tensors as leaves
-
-_INDEX = "torch.distributed.checkpoint.metadata"
-_ALLOWED = {
-    *((_INDEX, name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "ChunkStorageMetadata")),
-    *((_INDEX, name) for name in ("TensorProperties", "_MEM_FORMAT_ENCODING")),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch", "Size"), ("torch.serialization", "_get_layout"),
-    ("pathlib", "PosixPath"), ("pathlib._local", "PosixPath"),
-}  # fmt: skip
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    """Reads DCP's index, which holds shapes, dtypes and offsets; anything else in it is refused.
-
-    Exact names only: pickle resolves a dotted one (``os.system``) through whatever its module imports. ``BytesStorageMetadata`` is not
-    among them, since DCP unpickles without limits what it marks; we save nothing but tensors.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return super().find_class(module, name)
-        value = getattr(torch, name, None) if module == "torch" else None
-        if isinstance(value, torch.dtype):
-            return value
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's index")
-
-
-class SafeReader(FileSystemReader):
-    """DCP's reader without arbitrary unpickling: the index goes through an allow-list, the tensors through ``weights_only``."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """DCP's index of the checkpoint."""
-        data = (Path(self.path) / ".metadata").read_bytes()
-        metadata = _IndexUnpickler(io.BytesIO(data)).load()
-        if metadata.storage_meta is not None:
-            metadata.storage_meta.load_id = self.load_id
-        return metadata
 
 
 @contextmanager
@@ -264,7 +226,8 @@ def load(path: Path, tensors: Tensors, ranks: Ranks) -> dict[str, Any]:
     except (ConfigError, MemoryError, torch.OutOfMemoryError):
         raise
     except (Exception, CheckpointException) as error:  # a damaged file can fail in any way
-        raise ConfigError(f"{path} is damaged ({type(error).__name__}: a file is missing or cut short); give another checkpoint") from error
+        what = f"{type(error).__name__}: a file is missing, cut short or changed"
+        raise ConfigError(f"{path} is damaged ({what}); give another checkpoint") from error
 
 
 def _fill(path: Path, tensors: Tensors, ranks: Ranks) -> dict[str, Any]:

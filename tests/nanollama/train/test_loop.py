@@ -16,7 +16,8 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from toy_training import ENTROPY, Counting, ToyConfig, run_toy
 
 from src.nanollama.checkpoint.find import numbered
-from src.nanollama.checkpoint.store import SafeReader, Store, load, quiet
+from src.nanollama.checkpoint.reader import SafeReader
+from src.nanollama.checkpoint.store import Store, load, quiet
 from src.nanollama.config import ConfigError, Interrupted, Requeue, RunFailed
 from src.nanollama.distributed import Ranks
 from src.nanollama.metrics.sinks import read_jsonl

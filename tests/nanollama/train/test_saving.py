@@ -1,5 +1,6 @@
 """When checkpoints are written, which stay, and evaluation of saved ones."""
 
+import io
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -23,6 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from toy_training import Counting, SignalDuringEvaluation, ToyConfig, run_toy
 
 from src.nanollama.checkpoint.find import numbered
+from src.nanollama.checkpoint.reader import SafeReader
 from src.nanollama.checkpoint.store import PIN, Store, load
 from src.nanollama.config import ROOT, ConfigError, Interrupted, Requeue, RunFailed, RunFolder
 from src.nanollama.config.schema import CheckpointConfig
@@ -280,11 +283,19 @@ def spoil(checkpoint: Path, damage: str) -> None:
         (checkpoint / "state.json").write_text('{"step": 1')
     elif damage == "shard torn":
         shard.write_bytes(shard.read_bytes()[:100])
+    elif damage == "a bit flipped":
+        content = bytearray(shard.read_bytes())
+        parts = SafeReader(checkpoint).read_metadata().storage_data
+        stored = next(part for index, part in parts.items() if index.fqn == "model.embed.weight")
+        with zipfile.ZipFile(io.BytesIO(content[stored.offset : stored.offset + stored.length])) as tensor:
+            numbers = tensor.read(next(name for name in tensor.namelist() if name.endswith("/data/0")))
+        content[content.index(numbers) + len(numbers) // 2] ^= 1
+        shard.write_bytes(content)
     else:
         shard.write_bytes(bytes(shard.stat().st_size))
 
 
-DAMAGES = ["missing shard", "missing index", "no state", "state torn", "shard torn", "shard of zeros"]
+DAMAGES = ["missing shard", "missing index", "no state", "state torn", "shard torn", "a bit flipped", "shard of zeros"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
