@@ -73,6 +73,19 @@ def test_a_llama_folder_with_a_tokenizer_takes_and_gives_text(runs, capsys, tmp_
     assert said(capsys, tmp_path / "llama", "prompt=w3 w1 w4", "tokens=9", "temperature=0").split() == [f"w{i}" for i in numbers]
 
 
+def test_a_run_with_a_tokenizer_takes_it_along(runs, capsys, tmp_path) -> None:
+    words = Tokenizer(models.WordLevel({"?": 0, "a0": 1, "a1": 2, "a2": 3, "a3": 4, "b1": 5}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="? $A", special_tokens=[("?", 0)])  # trainings leave it out
+    words.save(str(tmp_path / "words.json"))
+    text = [f"data.corpus={runs}/corpus", f"data.cache={tmp_path}/cache", "data.held_out=0.5", f"data.tokenizer={tmp_path}/words.json"]
+    asked = "prompt=a1 a1", "tokens=7", "temperature=0"
+    assert run_command(train_text.entry, train_text.__wrapped__, [*text, *SMALL, "train.steps=9", f"run_dir={tmp_path}/run"]) == 0  # type: ignore[attr-defined]
+    assert hf.main([str(tmp_path / "run"), f"out={tmp_path}/llama"]) == 0 and capsys.readouterr()
+    assert said(capsys, tmp_path / "llama", *asked) == said(capsys, tmp_path / "run", *asked)
+    assert AutoTokenizer.from_pretrained(tmp_path / "llama")("a1 b1 a3")["input_ids"] == [2, 5, 4]
+
+
 ENDS = [
     ({}, None),
     ({"eos_token_id": 8}, None),

@@ -2,9 +2,9 @@
 
     python -m src.nanollama.model.hf RUN out=FOLDER
 
-RUN is a run folder, or one of its checkpoints; FOLDER gets ``config.json`` and ``model.safetensors``. A training that begins with the
-weights of such a folder names it in checkpoint.init_from. Needs safetensors (pip install safetensors), not transformers; nothing is
-unpickled. Exit codes: 0 done, 2 wrong input.
+RUN is a run folder, or one of its checkpoints; FOLDER gets ``config.json``, ``model.safetensors`` and the tokenizer the run had, if any.
+A training that begins with the weights of such a folder names it in checkpoint.init_from. Needs safetensors (pip install safetensors),
+not transformers; nothing is unpickled. Exit codes: 0 done, 2 wrong input.
 """
 
 from __future__ import annotations
@@ -253,6 +253,7 @@ def _require() -> None:
 def export(argv: Sequence[str]) -> None:
     """Write the checkpoint that ``argv`` names into a new folder."""
     from ..checkpoint.opened import open_model
+    from ..data.tokenizer import read_tokenizer
 
     paths, options = split(argv, ("out",))
     if len(paths) != 1 or "out" not in options:
@@ -261,7 +262,13 @@ def export(argv: Sequence[str]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out={out} is there already: name a new folder")
     model, config = open_model(Path(paths[0]).expanduser())
+    tokenizer = config["data"].get("tokenizer")
+    words = json.loads(read_tokenizer(Path(tokenizer).expanduser())) if tokenizer else None
     save(model, out, config["data"]["seq_len"])
+    if words is not None:
+        words["post_processor"] = None  # the run saw texts without special tokens around them
+        (out / "tokenizer.json").write_text(json.dumps(words))
+        (out / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n')  # as it is, not made Llama's
     print(f"{out}: {sum(p.numel() for p in model.parameters())} parameters, for sequences of up to {config['data']['seq_len']} tokens")
 
 
