@@ -247,6 +247,15 @@ def test_pending_trials_narrow_and_do_not_shift() -> None:
     assert np.all(after <= before + 1e-12) and after[0] < 0.5 * before[0]
 
 
+def test_a_checkpoint_to_come_is_pending_once() -> None:
+    objective = simulator()
+    posed = problem(objective)
+    short, long = (Record(9, tuple(MIXTURES[0].tolist()), "1B", steps, "running") for steps in (2000, 8000))
+    steps = [observations(posed, [record], (5, 2.0)).pending[:, -2].tolist() for record in (short, long)]
+    assert steps == [[0.0], [0.5, 1.0]]  # scaled log steps; twice the same would be believed like two runs
+    assert observations(replace(posed, decay=0.25), [long], (5, 2.0)).pending[:, -2].tolist() == [1.0]
+
+
 def test_failed_trials_are_left_out_or_count_as_the_worst() -> None:
     objective = simulator()
     records = spread_out(objective, {"20M": 6})

@@ -101,6 +101,7 @@ BAD = {
     "budget below the first corner": [*SIMULATED[::2], "strategy=ei", "budget.full_runs=.9"],
     "budget below the first rung": [*SIMULATED[::2], "strategy=hyperband", "budget.full_runs=.05"],
     "size the simulator lacks": ["objective=simulator", "fidelity.model_size=[tiny]"],
+    "hyperband that halves nothing": [*SIMULATED, "strategy=hyperband", "strategy.eta=1"],
     "size held that is none": [*SIMULATED, "strategy.model_size=tiny"],
     "metric of no emulator": [*SIMULATED, "simulator.metric=loss"],
     "optimum outside the simplex": [*SIMULATED, "simulator.optimum=[.5,.5,.5]"],
