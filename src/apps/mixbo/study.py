@@ -7,10 +7,11 @@ problem says; the learning curve is stored as intermediate values (the objective
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
@@ -121,6 +122,7 @@ class Study(Generic[A, T]):
         from optuna.trial import TrialState
 
         trial = self._trials()[number]
+        outcome = _finite(outcome)
         objective = [(step, self.problem.value(values)) for step, values in outcome.curve]
         told = {
             **outcome.measured,
@@ -160,6 +162,13 @@ class Study(Generic[A, T]):
         ended: Status = "ok" if trial.state.name in ("COMPLETE", "PRUNED") else "failed"
         status: Status = "running" if trial.state.name in ("RUNNING", "WAITING") else ended
         return self.problem.record(trial.number, status, trial.params, _attributes(trial))
+
+
+def _finite(outcome: Outcome) -> Outcome:
+    """The outcome, or that of a diverged trial where a value is not finite: one would make every prediction nan."""
+    if all(math.isfinite(value) for _, values in outcome.curve for value in values):
+        return outcome
+    return replace(outcome, status="nan", curve=(), message=outcome.message or "a loss is not finite")
 
 
 def _attributes(trial: FrozenTrial) -> dict[str, Any]:

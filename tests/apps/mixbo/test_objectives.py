@@ -195,6 +195,8 @@ def test_a_table_is_replayed_and_nothing_else(tmp_path: Path) -> None:
     replay = table(write_table(tmp_path / "t.csv", rows))
     assert replay.choices == ((0.5, 0.5), (1.0, 0.0)) and replay.fidelities.sizes == ("s", "m")
     assert replay.observe((0.5, 0.5), "s", [10, 20], 0) == [(10, (3.0,)), (20, (2.5,))]
+    floats = [row.replace(",10,", ",10.0,").replace(",20,", ",20.0,") for row in rows]  # as pandas writes a column with gaps
+    assert table(write_table(tmp_path / "t.csv", floats)).rows == replay.rows
     with pytest.raises(ConfigError, match="no row"):
         replay.values(np.array([[1.0, 0.0]]), "s", 10)
 
@@ -206,6 +208,11 @@ def test_a_table_is_replayed_and_nothing_else(tmp_path: Path) -> None:
         (["0.5,0.7,m,10,1"], "sum to 1"),
         (["1,0,m,10,1", "1,0,m,10,2"], "twice"),
         (["1,0,m,10,1", "1,0,s,20,2"], "largest size"),
+        (["1,0,m,10,1", "0,1,m,10,inf"], "line 3: loss is inf"),
+        (["0,1,m,10,nan"], "line 2: loss is nan"),
+        (["nan,1,m,10,2"], "line 2: a is nan"),
+        (["0,1,m,10,"], "line 2: loss is missing"),
+        (["0,1,m,10.5,2"], "whole numbers"),
         ([], "no rows"),
     ],
 )
