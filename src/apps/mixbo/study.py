@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import time
 import warnings
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 Curve = tuple[tuple[int, tuple[float, ...]], ...]
+FOLDER = "folder"  # study attribute: where its trials are
 ENDINGS = ("status", "charged_flops", "curve", "message")  # user attributes that a trial has once it is told
 
 
@@ -97,6 +99,22 @@ class Study(Generic[A, T]):
     def noted(self, key: str) -> Any:
         """What was kept under ``key``; None: nothing."""
         return self._study.user_attrs.get(key)
+
+    def claim(self, folder: Path) -> None:
+        """Keep that this study's trials lie in ``folder``, whose lock lets one sweep in at a time.
+
+        A store of its own can be named by sweeps in any folder: two would start each other's trials. Raises ConfigError where
+        another folder has the study; one that is gone from this host was moved.
+        """
+        here, known = {"host": socket.gethostname(), "folder": str(folder.resolve())}, self.noted(FOLDER)
+        if known and known["folder"] != here["folder"] and (known["host"] != here["host"] or Path(known["folder"]).exists()):
+            self.close()
+            raise ConfigError(
+                f"this study is in the store already, with its trials in {known['folder']} on {known['host']}; "
+                "continue it with that run_dir, or begin another with another name"
+            )
+        if known != here:
+            self.note(FOLDER, here)
 
     def records(self) -> tuple[T, ...]:
         """Every trial, in order of its number."""

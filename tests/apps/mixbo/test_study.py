@@ -94,3 +94,17 @@ def test_trials_of_other_domains_are_refused(tmp_path) -> None:
         posed = replace(problem(simulator()), space=MixtureSpace.from_config(SpaceConfig(tuple(domains))))
         with closing(Study("study", Study.sqlite(tmp_path), posed, "identity")) as study, pytest.raises(ConfigError, match="domains"):
             study.records()
+
+
+def test_a_study_in_a_store_of_its_own_belongs_to_one_folder(tmp_path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    for folder in (first, first):
+        with closing(opened(tmp_path)) as study:
+            study.claim(folder)
+    with closing(opened(tmp_path)) as study, pytest.raises(ConfigError, match="that run_dir"):
+        study.claim(second)
+    first.rename(second)
+    for folder in (second, second):
+        with closing(opened(tmp_path)) as study:
+            study.claim(folder)

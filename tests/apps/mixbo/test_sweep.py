@@ -124,6 +124,14 @@ def test_wrong_input_is_refused_before_anything_is_trained(case: str, tmp_path) 
     assert not (tmp_path / "trials").exists()
 
 
+def test_a_second_sweep_of_a_study_in_another_folder_is_refused(tmp_path, capsys) -> None:
+    argv = [*SIMULATED, "budget.trials=2", "metrics.tensorboard=false", f"storage=sqlite:///{tmp_path / 'store.db'}"]
+    assert run_command(SWEEP, inspect.unwrap(sweep), [*argv, f"run_dir={tmp_path / 'a'}"]) == 0
+    assert run_command(SWEEP, inspect.unwrap(sweep), [*argv, f"run_dir={tmp_path / 'b'}"]) == 2
+    assert str(tmp_path / "a") in capsys.readouterr().err
+    assert run_command(SWEEP, inspect.unwrap(sweep), [*argv, f"run_dir={tmp_path / 'a'}", "budget.trials=3"]) == 0
+
+
 def test_a_refused_sweep_leaves_its_folder_free(tmp_path) -> None:
     wrong = [*SIMULATED, "budget.trials=2", "space.caps={a: .2, b: .2, c: .2}", f"run_dir={tmp_path / 'run'}"]
     assert run_command(SWEEP, inspect.unwrap(sweep), wrong) == 2 and (tmp_path / "run").is_dir()
