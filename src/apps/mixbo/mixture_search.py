@@ -24,6 +24,9 @@ def mixture_search(cfg: SweepConfig, run: RunFolder, launch: Launch | None = Non
     limits = Limits.of(cfg.budget, first_flops(problem, cfg.seed), problem.full_run)
     name = identity(cfg)
     study = Study(f"{cfg.name}-{name}", cfg.storage or Study.sqlite(run.path), problem, name)
+    if cfg.storage:
+        study.claim(run.path)
+    study.records()  # raises where they are of other domains than the corpus has now
     truth = Truth(problem, runner.objective) if isinstance(runner, SimulatedRunner) else None
     progress = Progress(problem, limits, run.path)
     watch = Watch(cfg, run, problem, study, truth, progress)

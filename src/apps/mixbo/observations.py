@@ -94,8 +94,10 @@ def _thin(steps: Sequence[int], most: int, ratio: float) -> list[int]:
 
 
 def _still_to_come(problem: Problem, run: Run) -> list[int]:
+    """The last two checkpoints of a running trial, each once; with a decay its end alone, which is all that it will show."""
     seen = run.curve[-1][0] if run.curve else 0
-    return [step for step in (*problem.fidelities.steps, run.ends) if seen < step <= run.ends][-2:]
+    coming = [step for step in problem.fidelities.steps if seen < step <= run.ends]
+    return coming[-1:] if problem.decay else coming[-2:]
 
 
 def _penalties(problem: Problem, records: Sequence[Record]) -> list[tuple[Record, tuple[float, ...]]]:

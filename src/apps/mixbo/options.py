@@ -10,7 +10,9 @@ the simulator says of them.
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from src.nanollama.config.schema import Count, Fraction, Int, Positive, PositiveFloat, Rate, config
 
@@ -72,7 +74,7 @@ class StrategyConfig:
     candidates: Positive = 36  # mixtures kept for the acquisition, times every fidelity
     targets: Positive = 96  # mixtures at the target over which the knowledge gradient takes its minimum
     confirm: Fraction = 0.25  # least share of the FLOPs for full runs of the largest model: beliefs are put to the test
-    eta: Positive = 3  # hyperband
+    eta: Annotated[int, Field(ge=2)] = 3  # hyperband: the best 1 / eta of a rung go on
     caution: Rate = 0.5  # sds by which a mixture must beat the baseline to be recommended; four times that before any full run
 
 

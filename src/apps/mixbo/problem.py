@@ -140,7 +140,8 @@ class Problem:
         return {key: value for key, value in asdict(asked).items() if key not in ("weights", "model_size", "steps")}
 
     def record(self, number: int, status: Status, parameters: Mapping[str, Any], attributes: Mapping[str, Any]) -> Record:
-        """A stored trial."""
+        """A stored trial. Raises ConfigError for one of other domains."""
+        self.space.check_stored(parameters)
         return Record(
             number=number,
             weights=tuple(parameters[f"w.{domain}"] for domain in self.space.domains),

@@ -10,12 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live as RichLive
 from rich.table import Table
 from rich.text import Text
 
 from .controller import Limits
+from .phrases import Phrases, shares
 from .problem import Problem
 from .records import Record, spent
 
@@ -75,7 +76,7 @@ class Progress(Live):
         print(f"objective {answer['predicted']:.4f}, 95 % interval [{low:.4f}, {high:.4f}]; {self._cost(answer['spent_flops'])} spent")
         print(f"stopped: {reason}; everything is in {self.folder}")
 
-    def _table(self, records: Sequence[Record], answer: Mapping[str, Any]) -> Table:
+    def _table(self, records: Sequence[Record], answer: Mapping[str, Any]) -> RenderableType:
         table = Table(title=f"{self.problem.strategy.name}: {self._spent(records)}{self._eta(records)}", title_justify="left", expand=False)
         for name in ("trial", "mixture", "size", "steps", "objective", "FLOPs", "status"):
             table.add_column(name, justify="right" if name in ("trial", "steps", "objective", "FLOPs") else "left")
@@ -83,19 +84,20 @@ class Progress(Live):
             style = {"running": "yellow", "failed": "red"}.get(record.status, "")
             origin = f" (continues {record.parent})" if record.parent is not None else ""
             table.add_row(
-                str(record.number), _mixture(dict(zip(self.problem.space.domains, record.weights, strict=True))), record.model_size,
+                str(record.number), Phrases(shares(self._weights(record))), record.model_size,
                 str(record.steps), self._value(record), f"{record.flops:.2g}", Text(record.status + origin, style=style),
             )  # fmt: skip
-        if answer:
-            low, high = answer["interval"]
-            value = f"{answer['predicted']:.4f} [{low:.4f}, {high:.4f}]"
-            table.caption = f"best for {answer['model_size']} at {answer['steps']}: {_mixture(answer['weights'])}  {value}"
-            table.caption_justify = "left"
-        return table
+        if not answer:
+            return table
+        low, high = answer["interval"]
+        best, value = f"best for {answer['model_size']} at {answer['steps']}:", f" {answer['predicted']:.4f} [{low:.4f}, {high:.4f}]"
+        return Group(table, Phrases([best, *shares(answer["weights"]), value], "table.caption"))
 
     def _describe(self, record: Record) -> str:
-        mixture = _mixture(dict(zip(self.problem.space.domains, record.weights, strict=True)))
-        return f"{mixture}  {record.model_size}@{record.steps}  {self._value(record)}  {record.status}"
+        return f"{_mixture(self._weights(record))}  {record.model_size}@{record.steps}  {self._value(record)}  {record.status}"
+
+    def _weights(self, record: Record) -> dict[str, float]:
+        return dict(zip(self.problem.space.domains, record.weights, strict=True))
 
     def _value(self, record: Record) -> str:
         if not record.curve:
@@ -121,4 +123,4 @@ class Progress(Live):
 
 
 def _mixture(weights: Mapping[str, float]) -> str:
-    return " ".join(f"{name} {100 * weight:.0f}%" for name, weight in weights.items() if weight >= 0.005)
+    return " ".join(shares(weights))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,15 @@ class MixtureSpace:
     def dim(self) -> int:
         """Number of domains K."""
         return len(self.domains)
+
+    def check_stored(self, names: Iterable[str]) -> None:
+        """Raise ConfigError unless stored trials (columns ``w.<domain>``) mix these very domains: a corpus may have changed since."""
+        stored = {name.removeprefix("w.") for name in names if name.startswith("w.")}
+        if stored != set(self.domains):
+            raise ConfigError(
+                f"this study mixes the domains {sorted(stored)}, and now there are {sorted(self.domains)}; "
+                "bring back the old ones, or take another run_dir for a study of the new ones"
+            )
 
     def validate(self, weights: Sequence[float]) -> Array:
         """Return the mixture as an array that sums to 1 exactly in floating point, or say what is wrong with it."""

@@ -7,10 +7,12 @@ problem says; the learning curve is stored as intermediate values (the objective
 from __future__ import annotations
 
 import logging
+import math
+import socket
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 Curve = tuple[tuple[int, tuple[float, ...]], ...]
+FOLDER = "folder"  # study attribute: where its trials are
 ENDINGS = ("status", "charged_flops", "curve", "message")  # user attributes that a trial has once it is told
 
 
@@ -97,6 +100,22 @@ class Study(Generic[A, T]):
         """What was kept under ``key``; None: nothing."""
         return self._study.user_attrs.get(key)
 
+    def claim(self, folder: Path) -> None:
+        """Keep that this study's trials lie in ``folder``, whose lock lets one sweep in at a time.
+
+        A store of its own can be named by sweeps in any folder: two would start each other's trials. Raises ConfigError where
+        another folder has the study; one that is gone from this host was moved.
+        """
+        here, known = {"host": socket.gethostname(), "folder": str(folder.resolve())}, self.noted(FOLDER)
+        if known and known["folder"] != here["folder"] and (known["host"] != here["host"] or Path(known["folder"]).exists()):
+            self.close()
+            raise ConfigError(
+                f"this study is in the store already, with its trials in {known['folder']} on {known['host']}; "
+                "continue it with that run_dir, or begin another with another name"
+            )
+        if known != here:
+            self.note(FOLDER, here)
+
     def records(self) -> tuple[T, ...]:
         """Every trial, in order of its number."""
         return tuple(self._record(trial) for trial in self._trials())
@@ -121,6 +140,7 @@ class Study(Generic[A, T]):
         from optuna.trial import TrialState
 
         trial = self._trials()[number]
+        outcome = _finite(outcome)
         objective = [(step, self.problem.value(values)) for step, values in outcome.curve]
         told = {
             **outcome.measured,
@@ -160,6 +180,13 @@ class Study(Generic[A, T]):
         ended: Status = "ok" if trial.state.name in ("COMPLETE", "PRUNED") else "failed"
         status: Status = "running" if trial.state.name in ("RUNNING", "WAITING") else ended
         return self.problem.record(trial.number, status, trial.params, _attributes(trial))
+
+
+def _finite(outcome: Outcome) -> Outcome:
+    """The outcome, or that of a diverged trial where a value is not finite: one would make every prediction nan."""
+    if all(math.isfinite(value) for _, values in outcome.curve for value in values):
+        return outcome
+    return replace(outcome, status="nan", curve=(), message=outcome.message or "a loss is not finite")
 
 
 def _attributes(trial: FrozenTrial) -> dict[str, Any]:

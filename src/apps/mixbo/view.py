@@ -80,23 +80,25 @@ def drawing(cfg: SweepConfig, folder: Path, rounds: int | None) -> Callable[[], 
 
 def trials_table(folder: Path) -> RenderableType:
     """The newest trials of a mixture study, and the answer so far."""
+    from rich.console import Group
     from rich.table import Table
 
-    from .folder import read_answer, read_table
+    from .folder import optional, read_answer, read_table
+    from .phrases import Phrases, shares
 
     rows, answer = read_table(folder / "trials.csv"), read_answer(folder)
     table = Table(title=f"{folder}: {len(rows)} trials", title_justify="left")
     for name in ("trial", "mixture", "size", "steps", "objective", "status"):
         table.add_column(name, justify="left" if name in ("mixture", "size", "status") else "right")
     for row in rows[-NEWEST:]:
-        mixture = " ".join(f"{key[2:]} {100 * float(w):.0f}%" for key, w in row.items() if key.startswith("w.") and float(w) >= 0.005)
-        table.add_row(row["trial"], mixture, row["model_size"], row["steps"], row["value"][:8] or "–", row["status"])
-    if answer:
-        low, high = answer["interval"]
-        best = " ".join(f"{name} {100 * w:.0f}%" for name, w in answer["weights"].items() if w >= 0.005)
-        table.caption = f"best for {answer['model_size']}: {best}  {answer['predicted']:.4f} [{low:.4f}, {high:.4f}]"
-        table.caption_justify = "left"
-    return table
+        mixture = Phrases(shares({key[2:]: float(w) for key, w in row.items() if key.startswith("w.")}))
+        value = optional(row["value"])
+        table.add_row(row["trial"], mixture, row["model_size"], row["steps"], "–" if value is None else f"{value:.6g}", row["status"])
+    if not answer:
+        return table
+    low, high = answer["interval"]
+    value_words = f" {answer['predicted']:.4f} [{low:.4f}, {high:.4f}]"
+    return Group(table, Phrases([f"best for {answer['model_size']}:", *shares(answer["weights"]), value_words], "table.caption"))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +10,21 @@ import pytest
 from scipy.stats import spearmanr
 
 from src.apps.mixbo.build import build
+from src.apps.mixbo.config import SWEEP
 from src.apps.mixbo.folder import read_config, read_history
 from src.apps.mixbo.history import History
 from src.apps.mixbo.records import Record
 from src.apps.mixbo.report.__main__ import main
 from src.apps.mixbo.report.answer import answer_in_words
 from src.apps.mixbo.report.calibration import leave_one_out, one_step_ahead
-from src.apps.mixbo.report.folder import load
+from src.apps.mixbo.report.folder import Sweep, Trial, load
 from src.apps.mixbo.report.page import sweep_page
 from src.apps.mixbo.report.simplex import along
 from src.apps.mixbo.report.trust import measured, posterior_correlations, reference, true_correlations
 from src.apps.mixbo.study import Study
 from src.apps.mixbo.surrogate import condition
 from src.apps.mixbo.truth import Truth
+from src.nanollama.config import compose
 from src.nanollama.report import Figure, Table
 
 SECTIONS = (
@@ -89,9 +92,9 @@ def test_a_mixture_is_shown_once_and_the_optimum_always(kg: Path, tmp_path: Path
     sweep = load(tmp_path / "sweep")
     third = dict.fromkeys(sweep.problem.space.domains, 1 / 3)
     for weights, expected in (
-        ({}, ["recommended", "best tested there", "true optimum"]),  # which is the uniform one
+        ({}, ["recommended", "best tested mixture", "true optimum"]),  # the uniform one, and not tested at the target
         ({"weights": third}, ["recommended", "true optimum"]),
-        ({"weights": dict(zip(third, sweep.truth.optimum, strict=True))}, ["recommended", "best tested there", "true optimum"]),
+        ({"weights": dict(zip(third, sweep.truth.optimum, strict=True))}, ["recommended", "best tested mixture", "true optimum"]),
     ):
         (tmp_path / "sweep" / "best.json").write_text(json.dumps(sweep.answer | {"baseline": third} | weights))
         table = next(s for s in sweep_page(load(tmp_path / "sweep")).sections if s.title == "The mixture").blocks[1]
@@ -250,11 +253,35 @@ def test_truth_of_a_table_is_its_best_row(tmp_path: Path) -> None:
     for (size, step), losses in values.items():
         lines += [f"{w},{1 - w},{size},{step},{loss}" for w, loss in zip((0.0, 0.5, 1.0), losses, strict=True)]
     path.write_text("\n".join(lines) + "\n")
-    from src.apps.mixbo.config import SWEEP
-    from src.nanollama.config import compose
-
     table = [f"table.path={path}", "+table.parameters={s: 1e6, l: 1e7}", "+table.flops_per_step={s: 1e9, l: 1e10}"]
     problem, runner = build(compose(SWEEP, ["objective=table", "space.domains=[a,b]", *table]), tmp_path)
     truth = Truth(problem, runner.objective)
     assert truth.exact and truth.best == 0.5 and truth.optimum.tolist() == [0.5, 0.5]
     assert truth.regret((1.0, 0.0)) == pytest.approx(0.2) and truth.value((0.3, 0.7)) is None
+
+
+def test_a_table_with_gaps_has_a_report(tmp_path: Path) -> None:
+    """Which nobody could have of it before: the true correlations asked for rows that are not there."""
+    mixtures = [(1.0, 0.0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.0, 1.0)]
+    grid = [(a, b, size, step) for a, b in mixtures for size in "sl" for step in (1, 2)]
+    rows = [f"{a},{b},{size},{step},{3 + (a - 0.3) ** 2 + (size == 's') + 1 / step}" for a, b, size, step in grid]
+    del rows[-4]  # the smallest fidelity of the last mixture
+    (tmp_path / "runs.csv").write_text("\n".join(["a,b,size,step,loss", *rows]) + "\n")
+    table = [f"table.path={tmp_path / 'runs.csv'}", "+table.parameters={s: 1e6, l: 1e7}", "+table.flops_per_step={s: 1e9, l: 1e10}"]
+    cfg = compose(SWEEP, ["objective=table", "space.domains=[a,b]", *table])
+    problem, runner = build(cfg, tmp_path)
+    truth = Truth(problem, runner.objective)
+    found = true_correlations(problem, truth.objective, problem.fidelities.steps)
+    np.testing.assert_allclose(found, 1.0)
+    few = replace(problem, table=frozenset(key for key in problem.table or () if key[1:] != ("s", 1) or key[0][0] > 0.4))
+    assert true_correlations(few, truth.objective, problem.fidelities.steps)[0][0] is None
+    records = [Record(i, w, size, 2, "ok", tuple(runner.objective.observe(w, size, (1, 2), i)), 1.0) for i, (w, size) in
+               enumerate((w, size) for w in mixtures for size in "sl")]  # fmt: skip
+    trials = [Trial(record, "ok", record.curve[-1][1][0], None, None, None, None) for record in records]
+    assert "Trust in each fidelity" in [section.title for section in sweep_page(Sweep(tmp_path, cfg, problem, truth, trials)).sections]
+
+
+def test_an_anchor_is_called_tested_only_where_it_was(kg: Path) -> None:
+    sweep = load(kg)
+    untested = {"baseline": dict(zip(sweep.problem.space.domains, (0.0, 1.0, 0.0), strict=True)), "gain_over_baseline": 0.01}
+    assert "better than the best single domain" in answer_in_words(replace(sweep, answer={**sweep.answer, **untested}))

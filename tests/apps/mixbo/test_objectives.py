@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from src.apps.mixbo.config import SWEEP
 from src.apps.mixbo.objectives.emulator import Emulator
 from src.apps.mixbo.objectives.simulator import Simulator
 from src.apps.mixbo.objectives.table import Table
+from src.apps.mixbo.objectives.training import Trainings
 from src.apps.mixbo.options import SimulatorConfig, SpaceConfig
 from src.apps.mixbo.problem import Metric
+from src.apps.mixbo.records import Record
 from src.apps.mixbo.space import MixtureSpace
-from src.nanollama.config import ConfigError
+from src.nanollama.config import ConfigError, compose
 
 SPACE = MixtureSpace.from_config(SpaceConfig())
 SMALL = {"amplitude": 0.008}  # low enough for every correlation below
@@ -195,6 +198,8 @@ def test_a_table_is_replayed_and_nothing_else(tmp_path: Path) -> None:
     replay = table(write_table(tmp_path / "t.csv", rows))
     assert replay.choices == ((0.5, 0.5), (1.0, 0.0)) and replay.fidelities.sizes == ("s", "m")
     assert replay.observe((0.5, 0.5), "s", [10, 20], 0) == [(10, (3.0,)), (20, (2.5,))]
+    floats = [row.replace(",10,", ",10.0,").replace(",20,", ",20.0,") for row in rows]  # as pandas writes a column with gaps
+    assert table(write_table(tmp_path / "t.csv", floats)).rows == replay.rows
     with pytest.raises(ConfigError, match="no row"):
         replay.values(np.array([[1.0, 0.0]]), "s", 10)
 
@@ -206,6 +211,11 @@ def test_a_table_is_replayed_and_nothing_else(tmp_path: Path) -> None:
         (["0.5,0.7,m,10,1"], "sum to 1"),
         (["1,0,m,10,1", "1,0,m,10,2"], "twice"),
         (["1,0,m,10,1", "1,0,s,20,2"], "largest size"),
+        (["1,0,m,10,1", "0,1,m,10,inf"], "line 3: loss is inf"),
+        (["0,1,m,10,nan"], "line 2: loss is nan"),
+        (["nan,1,m,10,2"], "line 2: a is nan"),
+        (["0,1,m,10,"], "line 2: loss is missing"),
+        (["0,1,m,10.5,2"], "whole numbers"),
         ([], "no rows"),
     ],
 )
@@ -228,3 +238,14 @@ def test_every_mixture_of_a_table_can_be_asked_for(tmp_path: Path) -> None:
     found = Table(tmp_path / "t.csv", ("a", "b", "c"), Metric(("loss",), (1.0,)), {"m": 1e7}, {"m": 10.0})
     space = MixtureSpace.from_config(SpaceConfig(("a", "b", "c")), found.choices)
     assert len(space.choices or ()) == 200 and all((w, "m", 4) in found.available for w in space.choices or ())
+
+
+@pytest.mark.parametrize("text", [None, "not json\n", '{"step": 8, "loss": 2.0}\n'])
+def test_a_training_whose_metrics_are_gone_or_damaged_has_failed(text: str | None, tmp_path: Path) -> None:
+    """An exception here ended the sweep, and again whenever it was resumed."""
+    cfg = compose(SWEEP, [])
+    trial, trainings = Record(0, (0.2,) * 5, "pico", 50), Trainings(cfg.training, cfg.fidelity)
+    if text is not None:
+        (tmp_path / "metrics.jsonl").write_text(text)
+    outcome = trainings.outcome(trial, tmp_path, {"status": "ok", "flops": 5.0})
+    assert not outcome.ok and outcome.status == "error" and outcome.flops == 5.0 and "metrics.jsonl" in str(outcome.message)

@@ -15,10 +15,14 @@ from studies import finish, problem, simulator
 
 from src.apps.mixbo.controller import Limits
 from src.apps.mixbo.folder import read_history
+from src.apps.mixbo.options import SpaceConfig
 from src.apps.mixbo.progress import SHOWN, Progress
 from src.apps.mixbo.records import Record, Suggestion
 from src.apps.mixbo.report.folder import load
 from src.apps.mixbo.sinks import SweepSinks, mixture_trial
+from src.apps.mixbo.space import MixtureSpace
+from src.apps.mixbo.view import trials_table
+from src.nanollama.config import write_csv, write_json
 from src.nanollama.config.schema import MetricsConfig, WandbConfig
 
 ANSWER = {
@@ -70,6 +74,28 @@ def test_the_table_says_what_was_spent_what_is_best_and_what_is_running(drawn: S
     assert "b 100%" in rows["1"] and "150M" in rows["1"] and "2000" in rows["1"] and "running (continues 0)" in rows["1"]
     assert rows["2"].rstrip("│ ").endswith("failed")
     assert "best for 1B at 8000: a 25% b 75%  2.3456 [2.3000, 2.4000]" in text
+
+
+@pytest.mark.parametrize("width", [80, 90, 100])
+def test_a_domain_and_its_share_stay_on_one_line(width: int, drawn: SimpleNamespace, tmp_path: Path) -> None:
+    names = ("python", "cpp", "prose", "web", "data", "old books")
+    weights = dict(zip(names, (0.25, 0.19, 0.18, 0.15, 0.13, 0.10), strict=True))
+    space = MixtureSpace.from_config(SpaceConfig(names))
+    drawn.progress.problem = replace(drawn.progress.problem, space=space)
+    drawn.console.width = width
+    record = Record(7, tuple(weights.values()), "150M", 2000, "running", (), drawn.one, parent=0)
+    answer = {**ANSWER, "weights": weights}
+    write_csv(tmp_path / "trials.csv", [{"trial": 7, **{f"w.{d}": w for d, w in weights.items()}, "model_size": "150M", "steps": 2000,
+                                         "value": 9.8765432e-05, "status": "ok"}])  # fmt: skip
+    write_json(tmp_path / "best.json", answer)
+    viewer = Console(record=True, width=width, file=io.StringIO())
+    viewer.print(trials_table(tmp_path))
+    viewed = viewer.export_text()
+    for text in (screen(drawn, [record], answer), viewed):
+        table, _, below = text.partition("└")
+        for part in (table, below):
+            assert all(any(f"{name} {100 * w:.0f}%" in line for line in part.splitlines()) for name, w in weights.items())
+    assert "9.8765" in viewed and "e-05" in viewed
 
 
 def test_the_newest_trials_are_shown(drawn: SimpleNamespace) -> None:

@@ -239,6 +239,26 @@ def test_hyperband_halves_continues_and_counts_each_run_once() -> None:
     assert suggest(posed, [*records[:8], running], 0, 9).continues is None  # waits for the rung, starts the next bracket
 
 
+def test_hyperband_without_continuation_draws_every_bracket_anew() -> None:
+    objective = simulator(noise=0.0)
+    options = {"strategy": {"name": "hyperband", "eta": 2}}
+    plain = study(problem(objective, **options), objective, 16)
+    anew = study(problem(objective, **options, cost={"continuation": False}), objective, 16)
+    assert [(r.weights, r.steps) for r in anew] == [(r.weights, r.steps) for r in plain]
+    assert any(r.parent is not None for r in plain) and all(r.parent is None for r in anew)
+
+
+@pytest.mark.parametrize("name", ["kg", "ei", "ei_cost", "ei_per_flop", "thompson"])
+def test_a_space_of_one_mixture_is_used_up(name: str) -> None:
+    objective = simulator()
+    space = MixtureSpace.from_config(SpaceConfig(("a", "b", "c"), floors={"a": 0.2, "b": 0.3, "c": 0.5}))
+    posed = replace(problem(objective, strategy={"name": name}), space=space)
+    records: list[Record] = []
+    while not isinstance(asked := suggest(posed, records, 0, len(records)), Done):
+        records.append(finish(objective, asked, records))
+    assert len({(r.model_size, r.steps) for r in records}) == len(records) and records[-1].steps == 8000
+
+
 def test_random_is_uniform_on_the_simplex_and_at_the_target() -> None:
     objective = simulator()
     posed = problem(objective, strategy={"name": "random"})

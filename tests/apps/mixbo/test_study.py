@@ -1,12 +1,16 @@
 """The store of a sweep: a trial is told in several writes, and a kill may come between any two."""
 
 from contextlib import closing, suppress
+from dataclasses import replace
 
 import pytest
 from studies import problem, simulator
 
+from src.apps.mixbo.options import SpaceConfig
 from src.apps.mixbo.records import Suggestion
+from src.apps.mixbo.space import MixtureSpace
 from src.apps.mixbo.study import Outcome, Study
+from src.nanollama.config import ConfigError
 
 WRITES = ("set_trial_intermediate_value", "set_trial_user_attr", "set_trial_system_attr", "set_trial_state_values")
 ASKED = Suggestion((0.2, 0.3, 0.5), "20M", 4000, acquisition=0.5, flops=8.0)
@@ -72,3 +76,35 @@ def test_a_trial_that_cannot_say_what_it_cost_is_charged_what_it_asked_for(said:
     with closing(opened(tmp_path)) as study:
         study.tell(study.add(ASKED), Outcome("killed", flops=said))
         assert study.records()[0].flops == booked
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_a_failure(value: float, tmp_path) -> None:
+    with closing(opened(tmp_path)) as study:
+        study.tell(study.add(ASKED), Outcome("ok", ((2000, (3.0,)), (4000, (value,))), 8.0))
+        (record,), (details,) = study.records(), study.details()
+    assert record.status == "failed" and record.curve == () and record.flops == 8.0
+    assert details["status"] == "nan" and details["value"] is None and "not finite" in details["message"]
+
+
+def test_trials_of_other_domains_are_refused(tmp_path) -> None:
+    with closing(opened(tmp_path)) as study:
+        study.add(ASKED)
+    for domains in ("abcd", "ab"):  # a folder of texts more, or less, than when the study began
+        posed = replace(problem(simulator()), space=MixtureSpace.from_config(SpaceConfig(tuple(domains))))
+        with closing(Study("study", Study.sqlite(tmp_path), posed, "identity")) as study, pytest.raises(ConfigError, match="domains"):
+            study.records()
+
+
+def test_a_study_in_a_store_of_its_own_belongs_to_one_folder(tmp_path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    for folder in (first, first):
+        with closing(opened(tmp_path)) as study:
+            study.claim(folder)
+    with closing(opened(tmp_path)) as study, pytest.raises(ConfigError, match="that run_dir"):
+        study.claim(second)
+    first.rename(second)
+    for folder in (second, second):
+        with closing(opened(tmp_path)) as study:
+            study.claim(folder)

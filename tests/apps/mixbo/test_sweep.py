@@ -101,6 +101,7 @@ BAD = {
     "budget below the first corner": [*SIMULATED[::2], "strategy=ei", "budget.full_runs=.9"],
     "budget below the first rung": [*SIMULATED[::2], "strategy=hyperband", "budget.full_runs=.05"],
     "size the simulator lacks": ["objective=simulator", "fidelity.model_size=[tiny]"],
+    "hyperband that halves nothing": [*SIMULATED, "strategy=hyperband", "strategy.eta=1"],
     "size held that is none": [*SIMULATED, "strategy.model_size=tiny"],
     "metric of no emulator": [*SIMULATED, "simulator.metric=loss"],
     "optimum outside the simplex": [*SIMULATED, "simulator.optimum=[.5,.5,.5]"],
@@ -121,6 +122,14 @@ def test_wrong_input_is_refused_before_anything_is_trained(case: str, tmp_path) 
         prepare(tmp_path, *BAD[case])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "trials").exists()
+
+
+def test_a_second_sweep_of_a_study_in_another_folder_is_refused(tmp_path, capsys) -> None:
+    argv = [*SIMULATED, "budget.trials=2", "metrics.tensorboard=false", f"storage=sqlite:///{tmp_path / 'store.db'}"]
+    assert run_command(SWEEP, inspect.unwrap(sweep), [*argv, f"run_dir={tmp_path / 'a'}"]) == 0
+    assert run_command(SWEEP, inspect.unwrap(sweep), [*argv, f"run_dir={tmp_path / 'b'}"]) == 2
+    assert str(tmp_path / "a") in capsys.readouterr().err
+    assert run_command(SWEEP, inspect.unwrap(sweep), [*argv, f"run_dir={tmp_path / 'a'}", "budget.trials=3"]) == 0
 
 
 def test_a_refused_sweep_leaves_its_folder_free(tmp_path) -> None:

@@ -29,6 +29,8 @@ def growth(cfg: SweepConfig, run: RunFolder) -> Parts[Wanted, GrowthRecord]:
     if cfg.growth.results_file:
         check_owner(Path(cfg.growth.results_file), name)
     study = growth_study(cfg, run.path)
+    if cfg.storage:
+        study.claim(run.path)
     growing = open_growth(shapes, study, cfg.growth.override)
     runner = TrainingRunner(run.path / "trials", Commands(shapes), open_pool(cfg.pool, cfg.cluster, run.path))
     limits = Limits.of(cfg.budget, growing.first_flops)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -83,12 +84,21 @@ class Table:
         return rows
 
     def _row(self, path: Path, number: int, row: dict[str, str]) -> tuple[Key, tuple[float, ...]]:
-        try:
-            weights = np.array([float(row[name]) for name in self.domains])
-            values = tuple(float(row[name]) for name in self.metric.outputs)
-            step = int(row["step"])
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{path}, line {number}: {error}") from None
+        numbers = {name: _number(path, number, name, row[name]) for name in (*self.domains, "step", *self.metric.outputs)}
+        weights, values = np.array([numbers[name] for name in self.domains]), tuple(numbers[name] for name in self.metric.outputs)
+        if not numbers["step"].is_integer():
+            raise ConfigError(f"{path}, line {number}: step is {row['step']}; steps are whole numbers")
         if np.any(weights < 0) or abs(weights.sum() - 1) > 1e-4:
             raise ConfigError(f"{path}, line {number}: weights must be non-negative and sum to 1, got {weights.tolist()}")
-        return (tuple((weights / weights.sum()).tolist()), row["size"], step), values
+        return (tuple((weights / weights.sum()).tolist()), row["size"], int(numbers["step"])), values
+
+
+def _number(path: Path, line: int, column: str, text: str | None) -> float:
+    """A finite number; steps may be written as ``100.0``, as pandas does where a column has gaps."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigError(f"{path}, line {line}: {column} is {text or 'missing'}; it needs a finite number, so leave failed runs out")
+    return value

@@ -14,7 +14,7 @@ from src.nanollama.report.page import COLOURS, series_colour
 
 from ..baseline import difference
 from ..recommend import Z95
-from ..records import same
+from ..records import Record, same
 from ..style import BEST, FULL_RUNS, GOOD, LOG, Trace, mixture, plain
 from .calibration import NARROW
 from .folder import Sweep
@@ -55,17 +55,19 @@ def answer_section(sweep: Sweep) -> Section | None:
     return Section("The mixture", [_bars(sweep, rows), _table(sweep, rows, caption)])
 
 
-def _at_target(sweep: Sweep) -> bool:
+def _at_target(sweep: Sweep) -> list[Record]:
+    """Trials that ended well there."""
     size, step = sweep.problem.fidelities.target
     name = sweep.problem.fidelities.sizes[size]
-    return any(r.status == "ok" and r.model_size == name and r.steps == step for r in sweep.records)
+    return [r for r in sweep.records if r.status == "ok" and r.model_size == name and r.steps == step]
 
 
 def _baseline(sweep: Sweep) -> str:
     """What the fallback of the recommendation is."""
-    if _at_target(sweep):
+    baseline = sweep.answer["baseline"]
+    if any(same(record.weights, [baseline[d] for d in sweep.problem.space.domains]) for record in _at_target(sweep)):
         return "best tested there"
-    return "best single domain" if max(sweep.answer["baseline"].values()) > 1 - 1e-6 else "best tested mixture"
+    return "best single domain" if max(baseline.values()) > 1 - 1e-6 else "best tested mixture"
 
 
 def _compared(sweep: Sweep) -> list[tuple[str, Array]]:

@@ -119,6 +119,7 @@ def read_trials(folder: Path, problem: Problem) -> list[Trial]:
 
 
 def _trial(problem: Problem, row: Mapping[str, str], curve: tuple[tuple[int, tuple[float, ...]], ...]) -> Trial:
+    problem.space.check_stored(row)
     status = row["status"]
     parent, charged = row.get("continues"), optional(row.get("charged_flops"))
     record = Record(

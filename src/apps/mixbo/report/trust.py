@@ -51,11 +51,22 @@ def posterior_correlations(problem: Problem, surrogate: Surrogate, steps: Sequen
     return Correlations(each.mean(axis=0).reshape(shape), low.reshape(shape), high.reshape(shape))
 
 
-def true_correlations(problem: Problem, objective: Objective, steps: Sequence[int]) -> Array:
-    """(sizes, steps) Pearson correlation with the target of the noise-free objective, over many uniform mixtures."""
-    mixtures = problem.space.sample(2000, np.random.default_rng(0))
-    values = [[problem.metric.objective(objective.values(mixtures, size, step)) for step in steps] for size in problem.fidelities.sizes]
-    return np.array([[np.corrcoef(at, values[-1][-1])[0, 1] for at in row] for row in values])
+def true_correlations(problem: Problem, objective: Objective, steps: Sequence[int]) -> list[list[float | None]]:
+    """[size][step] Pearson correlation with the target of the noise-free objective, over many uniform mixtures.
+
+    Of a table over those that it has at both; None where they are too few.
+    """
+    mixtures = np.unique(problem.space.sample(2000, np.random.default_rng(0)), axis=0)
+    target = problem.fidelities.sizes[-1], problem.fidelities.steps[-1]
+
+    def correlation(size: str, step: int) -> float | None:
+        both = [w for w in mixtures if problem.available(w.tolist(), size, step) and problem.available(w.tolist(), *target)]
+        if len(both) < SHARED:
+            return None
+        here, there = (problem.metric.objective(objective.values(np.array(both), *at)) for at in ((size, step), target))
+        return float(np.corrcoef(here, there)[0, 1]) if np.ptp(here) and np.ptp(there) else None
+
+    return [[correlation(size, step) for step in steps] for size in problem.fidelities.sizes]
 
 
 def measured(problem: Problem, records: Sequence[Record]) -> dict[tuple[str, int], dict[tuple[float, ...], float]]:
@@ -99,7 +110,7 @@ def trust_section(sweep: Sweep) -> Section | None:
     if sweep.truth:
         true = true_correlations(problem, sweep.truth.objective, steps)
         data, layout = cells(
-            fidelities, steps, true.tolist(), [[fixed(v, 2) for v in row] for row in true.tolist()], "true correlation %{z:.3f}", **heat
+            fidelities, steps, true, [["" if v is None else fixed(v, 2) for v in row] for row in true], "true correlation %{z:.3f}", **heat
         )
         figures.append(Figure(data, layout, title="true: correlation", height=height))
         caption += " True: the same of the noise-free objective, which the study does not see."

@@ -46,9 +46,8 @@ def hyperband(problem: Problem, records: Sequence[Record], rng: np.random.Genera
     size = problem.fidelities.target[0]
     name = problem.fidelities.sizes[size]
     kinds = brackets(problem.fidelities.steps, problem.strategy.eta)
-    starts = {
-        kind.steps[0]: [r for r in records if r.model_size == name and r.parent is None and r.steps == kind.steps[0]] for kind in kinds
-    }
+    fresh = _fresh(problem, records, name)
+    starts = {kind.steps[0]: [record for record in fresh if record.steps == kind.steps[0]] for kind in kinds}
     used_up: set[int] = set()
     for cycle in range(len(records) + 1):
         for kind in kinds:
@@ -63,6 +62,18 @@ def hyperband(problem: Problem, records: Sequence[Record], rng: np.random.Genera
                 record, steps = promoted
                 return _suggest(problem, np.array(record.weights), size, steps, record if problem.cost.continuation else None)
     return Done("no mixture of the table is left to start or to go on with")
+
+
+def _fresh(problem: Problem, records: Sequence[Record], name: str) -> list[Record]:
+    """Trials of mixtures that were drawn. Without continuation a promoted one has no parent either: its shorter run tells it."""
+    shortest: dict[tuple[float, ...], int] = {}
+    found = []
+    for record in records:
+        if record.model_size == name and record.parent is None:
+            first = shortest.setdefault(tuple(np.round(record.weights, 9)), record.steps)
+            if problem.cost.continuation or first >= record.steps:
+                found.append(record)
+    return found
 
 
 def _promotion(problem: Problem, kind: Bracket, members: list[Record], records: Sequence[Record]) -> tuple[Record, int] | None:

@@ -32,7 +32,8 @@ def thompson(problem: Problem, records: Sequence[Record], rng: np.random.Generat
     covariance = grid.surrogate.covariance(grid.there, grid.there)
     # By Cholesky, whose factor rounding hardly moves: eigenvectors of near-equal eigenvalues turn freely, and another processor drew
     # another mixture.
-    factor = np.linalg.cholesky(covariance + JITTER * covariance.diagonal().max() * np.eye(len(covariance)))
+    jitter = JITTER * grid.surrogate.variance(grid.there).max()  # above 0 also where the baseline is the only mixture there is
+    factor = np.linalg.cholesky(covariance + jitter * np.eye(len(covariance)))
     draw = grid.there.mean + factor @ rng.standard_normal(len(covariance))
     rank = np.argsort(np.argsort(draw))[:, None]  # 0: the minimiser; the others only where it may not be run
     value = grid.rho_cf() ** 2 / grid.price(grid.added_cf + grid.baseline_f) * 1e-6 ** np.minimum(rank, 20)
