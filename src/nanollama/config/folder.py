@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import yaml
 
+from .as_yaml import to_yaml
 from .atomic import write_json, write_text
 from .compose import ROOT, Entry, as_dict, flatten
 from .errors import ConfigError
@@ -114,7 +115,7 @@ def open_folder(entry: Entry, cfg: Any, argv: Sequence[str], resume: str = "auto
         check_resume(path, resumed, resume)
         if resumed:
             check_same(entry, path, known, asked)
-        write_text(known, yaml.safe_dump({**asked, "run_dir": None}, sort_keys=False))
+        write_text(known, to_yaml({**asked, "run_dir": None}))
         write_json(path / "env.json", environment(argv))
         (path / "result.json").unlink(missing_ok=True)
     except OSError as error:

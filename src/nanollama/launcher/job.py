@@ -12,15 +12,14 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..config import ConfigError, write_json
+from ..config.as_yaml import composable
 from ..config.compose import as_dict
 from ..config.folder import environment
 from . import script, snapshot
@@ -118,7 +117,7 @@ def _write(plan: Plan, run_dir: Path, path: Path, numbers: Sequence[int], launch
         target = path / "tasks" / f"{number}.yaml" if plan.is_grid else path / "config.yaml"
         target.parent.mkdir(exist_ok=True)
         task_dir = _task_dir(plan, run_dir, number)
-        target.write_text(to_yaml({**plan.tasks[number].config, "run_dir": str(task_dir)}))
+        target.write_text(composable({**plan.tasks[number].config, "run_dir": str(task_dir)}))
         if (task_dir / "result.json").exists():  # of an earlier launch: status must not take it for this one's
             (path / "previous").mkdir(exist_ok=True)
             os.replace(task_dir / "result.json", path / "previous" / f"{number}.json")
@@ -145,28 +144,3 @@ def _write(plan: Plan, run_dir: Path, path: Path, numbers: Sequence[int], launch
 
 def _task_dir(plan: Plan, run_dir: Path, number: int) -> Path:
     return run_dir / str(number) if plan.is_grid else run_dir
-
-
-def to_yaml(config: Mapping[str, Any]) -> str:
-    """YAML that composes to exactly ``config``: every text quoted (1e-3 would come back as a number), no ``${}`` interpreted."""
-    return yaml.dump(_escaped(config), Dumper=_Dumper, sort_keys=False, width=10_000)
-
-
-def _escaped(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _escaped(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_escaped(inner) for inner in value]
-    return _Text(re.sub(r"(\\*)\$\{", r"\1\1\\${", value)) if isinstance(value, str) else value
-
-
-class _Text(str):
-    pass
-
-
-class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-_Dumper.add_representer(_Text, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style='"'))

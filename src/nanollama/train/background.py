@@ -10,10 +10,9 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from ..checkpoint.store import Store
 from ..config import ConfigError, quoted, read_result
+from ..config.as_yaml import composable
 from ..config.compose import as_dict
 from ..config.folder import is_locked
 from ..launcher.job import launches
@@ -143,6 +142,6 @@ class Background:
         asked["metrics"] |= {"tensorboard": False, "wandb": {"active": False}}
         asked["run_dir"] = str(folder.resolve())
         file = folder.parent / "eval.yaml"
-        file.write_text(yaml.safe_dump(asked))
+        file.write_text(composable(asked))
         self._tried.append(step)
         self.beside.start(self.module, file.resolve(), folder.resolve())

@@ -9,30 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
 from src.nanollama.config import ConfigError
 from src.nanollama.config.schema import ClusterConfig
 from src.nanollama.launcher import script
-from src.nanollama.launcher.job import to_yaml
 from src.nanollama.launcher.outcome import EXIT_CODES
 from src.nanollama.launcher.script import Script, check_path, ranges
-
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
-    ["${oc.env:HOME}", "\\${x}", "\\\\${x", "$(id)", "1e-3", "null", "yes", "a: b", "- x", "'", '"', "\n", "??? ", "12:30:00", "0x10"]
-)
-LEAF = TEXT | st.integers(-(2**60), 2**60) | st.booleans() | st.none() | st.floats(allow_nan=False, allow_infinity=False)
-VALUE = LEAF | st.lists(LEAF, max_size=3) | st.lists(st.dictionaries(st.sampled_from("abc"), LEAF), max_size=3)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.dictionaries(st.sampled_from(["text", "value", "list"]), VALUE))
-def test_config_file_round_trip(tmp_path_factory, config):
-    if "???" in str(config):  # OmegaConf's mark of a missing value
-        return
-    file = tmp_path_factory.getbasetemp() / "round_trip.yaml"
-    file.write_text(to_yaml(config))
-    assert OmegaConf.to_container(OmegaConf.load(file), resolve=True) == config
 
 
 @settings(max_examples=60, deadline=None)
