@@ -56,6 +56,10 @@ LAW_EXPONENT = Prior(log(1.0), 0.5)  # exponents times the log range of size or 
 ITERATIONS = 60  # of L-BFGS; the posterior of the hyper-parameters is flat long before
 TOLERANCE = 1e-5  # relative, of the log posterior (hundreds to thousands of nats): the next .01 nats change no decision
 
+# Sds by which a value may miss its prediction before the hyper-parameters are fitted anew at once. Losses stay below 5 (synthetic problems;
+# emulator: 7); an accuracy that leaves its plateau at chance misses by 40 to 100, and predictions did until the next fit.
+SURPRISE = 10.0
+
 # Candidates: Dirichlet concentrations of the pool (inside, near faces and corners, near the centroid), and moves of the local searches.
 CONCENTRATIONS = (1.0, 0.3, 3.0)
 MASS_MOVED = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005)  # between two domains: from coarse to the finest share that matters

@@ -20,6 +20,7 @@ from .options import Embedding, SurrogateConfig
 # Loss in nats where the covariance has no factor: the line search turns back. From a number near overflow it could not, and the fit ended
 # where it began, without a word.
 SINGULAR = 1e8
+ROUNDING = 2.3e-16  # relative, of a double
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity
@@ -45,8 +46,8 @@ def fit(x: Array, y: Array, dim: int, options: SurrogateConfig, start: Fitted | 
     if start is not None:
         assert isinstance(start.kernel, SurrogateKernel)
         kernel.continue_from(start.kernel)
-    if len(x):
-        _maximise(kernel, Inputs.of(inputs), ((values - shift) / scale).T, floor)
+    if len(x) and not _maximise(kernel, Inputs.of(inputs), ((values - shift) / scale).T, floor) and start is not None:
+        return fit(x, y, dim, options)  # hyper-parameters that these data have no factor for
     with torch.no_grad():
         noise = floor + kernel.noise_sd().square()
     return Fitted(kernel, noise, shift, scale)
@@ -82,6 +83,8 @@ def log_posterior(kernel: SurrogateKernel, x: Inputs, y: Tensor, floor: Tensor) 
     covariance = kernel.covariance(x, x)
     with torch.no_grad():
         noisy = covariance.detach().clone()
+        if (noisy.diagonal(dim1=-1, dim2=-2).amax(dim=-1) * ROUNDING * y.shape[-1] > noise).any():
+            raise torch.linalg.LinAlgError("the noise is lost in rounding: with a few rows more there would be no factor")
         noisy.diagonal(dim1=-1, dim2=-2).add_(noise[:, None])
         factor = torch.linalg.cholesky(noisy)
         weights = torch.cholesky_solve(y.unsqueeze(-1), factor)
@@ -94,7 +97,8 @@ def log_posterior(kernel: SurrogateKernel, x: Inputs, y: Tensor, floor: Tensor) 
     return likelihood - penalty.detach()
 
 
-def _maximise(kernel: SurrogateKernel, x: Inputs, y: Tensor, floor: Tensor) -> None:
+def _maximise(kernel: SurrogateKernel, x: Inputs, y: Tensor, floor: Tensor) -> bool:
+    """Whether hyper-parameters were found for which the covariance has a factor."""
     start = kernel.theta.detach().clone()
 
     def loss(flat: Array) -> tuple[float, Array]:
@@ -113,6 +117,7 @@ def _maximise(kernel: SurrogateKernel, x: Inputs, y: Tensor, floor: Tensor) -> N
     with torch.no_grad():
         kernel.theta.copy_(torch.as_tensor(best.x).reshape(start.shape))
         kernel.theta.grad = None
+    return bool(best.fun < SINGULAR)
 
 
 def _botorch(x: Tensor, y: Tensor, dim: int) -> Fitted:

@@ -1,7 +1,8 @@
 """The Gaussian-process surrogate: exact posterior by Cholesky, in the units of the minimised objective.
 
 Outputs are modelled one by one and summed with the metric's weights. Everything is a pure function of the records: the
-hyper-parameters are those fitted to the first ``m`` finished trials, m the largest multiple of ``refit`` there is.
+hyper-parameters are those fitted to the first ``m`` finished trials, m the largest multiple of ``refit`` there is, or to all of them
+where these find a later value out of all proportion.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from src.nanollama.arrays import Array, Ints
 
+from .constants import SURPRISE
 from .fitting import Fitted, fit
 from .kernels import Inputs, SurrogateKernel
 from .observations import observations, rows
@@ -53,6 +55,8 @@ class Surrogate:
         self._constant = float((weights * fitted.shift).sum())
         targets = ((torch.as_tensor(y) - fitted.shift) / fitted.scale).T
         self._condition(torch.as_tensor(x), targets)
+        # In sds, of the value furthest from what those before it predict
+        self.surprise = float(self._errors(targets).abs().max()) if len(x) else 0.0
         if len(pending):
             inputs = torch.as_tensor(pending)
             self._condition(torch.cat((self._inputs.rows(), inputs)), torch.cat((targets, self._latent_mean(Inputs.of(inputs))), dim=-1))
@@ -147,9 +151,13 @@ class Surrogate:
         """
         if len(self._weights) == 1 or y.shape[-1] < 2:
             return 1.0
-        errors = torch.linalg.solve_triangular(self._cholesky, y.unsqueeze(-1), upper=False).squeeze(-1)
+        errors = self._errors(y)
         correlation = torch.nn.functional.cosine_similarity(errors.unsqueeze(0), errors.unsqueeze(1), dim=-1)
         return float(self._weights @ correlation @ self._weights / self._weights.square().sum())
+
+    def _errors(self, y: Tensor) -> Tensor:
+        """(outputs, n) each value less what those before it predict, in sds."""
+        return torch.linalg.solve_triangular(self._cholesky, y.unsqueeze(-1), upper=False).squeeze(-1)
 
     def _cross(self, a: Inputs, b: Inputs) -> Tensor:
         """(outputs, len(a), len(b)) prior covariance."""
@@ -209,7 +217,7 @@ class Surrogate:
 
 
 def condition(problem: Problem, records: Sequence[Record]) -> Surrogate:
-    """The surrogate given all records, with the hyper-parameters of the last multiple of ``refit`` finished trials.
+    """The surrogate given all records, with the hyper-parameters of the last multiple of ``refit`` finished trials, unless surprised.
 
     Asking again with the same records costs nothing.
     """
@@ -224,7 +232,11 @@ def _condition(problem: Problem, records: tuple[Record, ...]) -> Surrogate:
     for count in links[-1:] if problem.surrogate.kernel == "botorch" else links:  # BoTorch starts from its own initial values
         fitted = _refit(problem, done[:count], fitted)
     assert fitted is not None
-    return Surrogate(problem, *arrays(problem, records, (problem.surrogate.checkpoints, 2.0)), fitted)
+    data = arrays(problem, records, (problem.surrogate.checkpoints, 2.0))
+    surrogate = Surrogate(problem, *data, fitted)
+    if len(done) == links[-1] or surrogate.surprise < SURPRISE:
+        return surrogate
+    return Surrogate(problem, *data, _refit(problem, done, fitted))
 
 
 @lru_cache(maxsize=1024)

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from src.apps.mixbo.config import SWEEP
 from src.apps.mixbo.objectives.emulator import Emulator
 from src.apps.mixbo.objectives.simulator import Simulator
 from src.apps.mixbo.objectives.table import Table
+from src.apps.mixbo.objectives.training import Trainings
 from src.apps.mixbo.options import SimulatorConfig, SpaceConfig
 from src.apps.mixbo.problem import Metric
+from src.apps.mixbo.records import Record
 from src.apps.mixbo.space import MixtureSpace
-from src.nanollama.config import ConfigError
+from src.nanollama.config import ConfigError, compose
 
 SPACE = MixtureSpace.from_config(SpaceConfig())
 SMALL = {"amplitude": 0.008}  # low enough for every correlation below
@@ -235,3 +238,14 @@ def test_every_mixture_of_a_table_can_be_asked_for(tmp_path: Path) -> None:
     found = Table(tmp_path / "t.csv", ("a", "b", "c"), Metric(("loss",), (1.0,)), {"m": 1e7}, {"m": 10.0})
     space = MixtureSpace.from_config(SpaceConfig(("a", "b", "c")), found.choices)
     assert len(space.choices or ()) == 200 and all((w, "m", 4) in found.available for w in space.choices or ())
+
+
+@pytest.mark.parametrize("text", [None, "not json\n", '{"step": 8, "loss": 2.0}\n'])
+def test_a_training_whose_metrics_are_gone_or_damaged_has_failed(text: str | None, tmp_path: Path) -> None:
+    """An exception here ended the sweep, and again whenever it was resumed."""
+    cfg = compose(SWEEP, [])
+    trial, trainings = Record(0, (0.2,) * 5, "pico", 50), Trainings(cfg.training, cfg.fidelity)
+    if text is not None:
+        (tmp_path / "metrics.jsonl").write_text(text)
+    outcome = trainings.outcome(trial, tmp_path, {"status": "ok", "flops": 5.0})
+    assert not outcome.ok and outcome.status == "error" and outcome.flops == 5.0 and "metrics.jsonl" in str(outcome.message)

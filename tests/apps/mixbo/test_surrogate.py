@@ -15,7 +15,7 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from studies import FIDELITIES, problem, simulator, spread_out
 
 from src.apps.mixbo import fitting
-from src.apps.mixbo.constants import FIDELITY_LENGTH
+from src.apps.mixbo.constants import FIDELITY_LENGTH, SURPRISE
 from src.apps.mixbo.fitting import fit, log_posterior, scaling
 from src.apps.mixbo.kernels import Inputs, SurrogateKernel, embed
 from src.apps.mixbo.observations import observations, rows
@@ -80,6 +80,34 @@ def test_a_fit_turns_back_from_a_covariance_without_a_factor(monkeypatch: pytest
     start = SurrogateKernel(3, 1, posed.surrogate)
     reached = [float(log_posterior(kernel, inputs, target, floor)) for kernel in (start, again, best)]  # type: ignore[arg-type]
     assert reached[1] > reached[0] + 0.9 * (reached[2] - reached[0])
+
+
+@pytest.mark.parametrize("refit", [1, 4])
+def test_an_accuracy_that_leaves_its_plateau_is_fitted_at_once(refit: int) -> None:
+    objective = simulator(accuracy=True, noise=0.0, amplitude=0.02)
+    posed = problem(objective, surrogate={"refit": refit})
+    records = spread_out(objective, {"20M": 8, "150M": 4, "1B": 3})
+    for n in (13, 14, 15):  # 53 sds off before, at the very mixture that was run, until the fit at 16
+        surrogate, w = condition(posed, records[:n]), np.array([record.weights for record in records[12:n]])
+        at = surrogate.at_target(w)
+        sd = np.sqrt(surrogate.variance(at) + surrogate.run_variance + surrogate.noise_variance)
+        assert np.all(np.abs(posed.metric.objective(objective.values(w, "1B", 8000)) - at.mean) < 3 * sd)
+        assert surrogate.surprise < SURPRISE
+
+
+def test_a_fit_stays_where_more_rows_have_a_factor_too() -> None:
+    objective = simulator(accuracy=True, noise=0.0, amplitude=0.02)
+    posed = problem(objective)
+    x, y, _ = arrays(posed, spread_out(objective, {"20M": 8, "150M": 4, "1B": 1}), (3, 4.0))
+    astray = fit(x, y, 3, posed.surrogate)
+    with torch.no_grad():
+        astray.kernel.theta[:, astray.kernel.layout["level"]] = 20.0  # where a line search once ended, and every later fit began
+    inputs = Inputs.of(torch.as_tensor(x))
+    target, floor = ((torch.as_tensor(y) - astray.shift) / astray.scale).T, (posed.surrogate.noise_floor / astray.scale).square()
+    with pytest.raises(torch.linalg.LinAlgError):
+        log_posterior(astray.kernel, inputs, target, floor)  # type: ignore[arg-type]
+    again, anew = (fit(x, y, 3, posed.surrogate, start) for start in (astray, None))
+    torch.testing.assert_close(again.kernel.theta, anew.kernel.theta)
 
 
 def test_a_loading_that_few_data_shrank_to_0_is_found_again_with_more() -> None:

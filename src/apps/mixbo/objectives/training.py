@@ -79,10 +79,16 @@ class Trainings:
 
     def outcome(self, trial: Record, run_dir: Path, result: Mapping[str, Any]) -> Outcome:
         """Read a finished run's learning curve: one validation loss per domain at every evaluation of its own."""
-        curve = read_curve(run_dir, self.domains) if result["status"] == "ok" else ()
+        curve: Curve = ()
+        added = float(result.get("flops", 0.0))
+        if result["status"] == "ok":
+            try:
+                curve = read_curve(run_dir, self.domains)
+            except (OSError, ValueError, KeyError) as error:
+                return Outcome("error", flops=added, message=f"{run_dir / 'metrics.jsonl'} cannot be read: {error!r}")
         if self.optim.schedule != "constant":  # a decaying rate makes intermediate losses no forecast of a shorter run's end
             curve = curve[-1:]
-        return Outcome(result["status"], curve, float(result.get("flops", 0.0)), result.get("message"))
+        return Outcome(result["status"], curve, added, result.get("message"))
 
     def _checkpoint(self, parent: Path) -> Path:
         """Where to continue the run in the folder ``parent``: at its end, or before its decay."""
