@@ -158,6 +158,30 @@ def test_an_emulator_is_asked_within_its_range_only(network: tuple[Path, dict[st
         Emulator(path, "web").values(np.array([[0.5, 0.5]]), "7B", 100)
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"weight_1": np.full((5, 6), np.nan)}, "weight_1 holds numbers that are not finite"),
+        ({"x_std": np.zeros(4)}, "x_std of 0"),
+        ({"weight_0": np.ones((6, 5))}, r"weight_0 has the shape \(6, 5\).*\(6, 4\)"),
+        ({"bias_1": None}, "bias_1 is missing"),
+        ({"metrics": np.array(["train", "code"])}, "y_mean has the shape"),
+        ({"domains": np.array(["code", "prose", "web"])}, r"x_mean has the shape \(4,\).*\(5,\)"),
+        ({"gflops_per_step": np.ones(3)}, "gflops_per_step"),
+        ({"steps": np.array([0.5, 1.5])}, "whole numbers"),
+        ({"steps": np.array([100])}, "which has 100 only"),
+        ({"metrics": np.array(["train", "hellaswag", "piqa", "arc_easy", "hellaswag"])}, "'mean' is not in this emulator"),
+    ],
+)
+def test_an_emulator_whose_arrays_do_not_fit_together_is_refused(
+    changed: dict[str, np.ndarray | None], words: str, network: tuple[Path, dict[str, np.ndarray]]
+) -> None:
+    path, arrays = network
+    np.savez(path, **{key: value for key, value in (arrays | changed).items() if value is not None})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=words):
+        Emulator(path, "mean", [200])
+
+
 def test_an_emulator_without_noise_is_exact_and_with_it_scatters_by_as_much(network: tuple[Path, dict[str, np.ndarray]]) -> None:
     path, arrays = network
     value = by_hand(arrays, [0.3, 0.7], 20.0, 100)["web"]

@@ -105,7 +105,7 @@ def check_cells(cfg: CellsConfig) -> None:
     runs, impossible, cells = Runs(cfg, Path(cfg.run_dir or ".")), [], propose(cfg, range(1), {})
     names = [trial.name("") for trial in cells]
     if twice := next((trial for trial in cells if names.count(trial.name("")) > 1), None):
-        raise ConfigError(f"cells: two would have the folder of {' '.join(map(str, twice.cell))}; give each value once, in letters and digits")
+        raise ConfigError(f"cells: two share the folder of {' '.join(map(str, twice.cell))}; give each value once, in letters and digits")
     for trial in cells:
         try:
             compose(entry_of(cfg.script), runs.overrides(trial, []))

@@ -50,9 +50,8 @@ class Emulator:
         every = sorted(self._valid_steps)
         for step in steps or ():
             if step not in self._valid_steps:
-                raise ConfigError(
-                    f"fidelity.steps: {step} is not in this emulator, which has {every[0]} to {every[-1]} by {every[1] - every[0]}"
-                )
+                by = f" to {every[-1]} by {every[1] - every[0]}" if len(every) > 1 else " only"
+                raise ConfigError(f"fidelity.steps: {step} is not in this emulator, which has {every[0]}{by}")
         self.fidelities = Fidelities(
             tuple(size_name(m) for m in self._millions), tuple(float(m) * 1e6 for m in self._millions), tuple(steps or every)
         )
@@ -76,7 +75,7 @@ class Emulator:
     def _outputs(self, names: list[str], metric: str) -> tuple[str, ...]:
         held_out = [name for name in names if name != "train" and name not in ACCURACIES]
         composites = {"mean": tuple(held_out), "mean_domains": tuple(name for name in held_out if name in self.domains)}
-        if metric in composites:
+        if composites.get(metric):
             return composites[metric]
         if metric not in names:
             raise ConfigError(f"simulator.metric: {metric!r} is not in this emulator; it has {[*names, *composites]}")
@@ -94,4 +93,25 @@ def _load(path: Path) -> dict[str, Array]:
     missing = [key for key in (*NEEDED, "weight_0", "bias_0") if key not in arrays]
     if missing:
         raise ConfigError(f"simulator.path: {path} lacks the arrays {missing}")
+    _check(path, arrays)
     return arrays
+
+
+def _check(path: Path, arrays: dict[str, Array]) -> None:
+    """Raise ConfigError unless all arrays fit together and are finite."""
+    inputs, outputs = len(arrays["domains"]) + 2, len(arrays["metrics"])
+    wanted: dict[str, tuple[int, ...]] = {"x_mean": (inputs,), "x_std": (inputs,), "y_mean": (outputs,), "y_std": (outputs,)}
+    wanted["gflops_per_step"] = arrays["model_sizes_millions"].shape
+    layers = sum(key.startswith("weight_") for key in arrays)
+    for i in range(layers):
+        rows = outputs if i == layers - 1 else len(arrays.get(f"weight_{i}", ()))
+        wanted |= {f"weight_{i}": (rows, inputs), f"bias_{i}": (rows,)}
+        inputs = rows
+    for key, shape in wanted.items():
+        if key not in arrays or arrays[key].shape != shape:
+            found = f"has the shape {arrays[key].shape}" if key in arrays else "is missing"
+            raise ConfigError(f"simulator.path: {path}: {key} {found}; beside its other arrays it has to have {shape}")
+        if not np.isfinite(arrays[key]).all() or (key == "x_std" and not arrays[key].all()):
+            raise ConfigError(f"simulator.path: {path}: {key} holds numbers that are not finite, or an x_std of 0")
+    if (arrays["steps"] % 1 != 0).any():
+        raise ConfigError(f"simulator.path: {path}: steps are whole numbers, got {arrays['steps'].tolist()[:4]}")

@@ -79,7 +79,8 @@ class Trainings:
 
     def outcome(self, trial: Record, run_dir: Path, result: Mapping[str, Any]) -> Outcome:
         """Read a finished run's learning curve: one validation loss per domain at every evaluation of its own."""
-        added, curve = float(result.get("flops", 0.0)), ()
+        curve: Curve = ()
+        added = float(result.get("flops", 0.0))
         if result["status"] == "ok":
             try:
                 curve = read_curve(run_dir, self.domains)
