@@ -243,8 +243,11 @@ def _condition(problem: Problem, records: tuple[Record, ...]) -> Surrogate:
 def _refit(problem: Problem, records: tuple[Record, ...], start: Fitted | None) -> Fitted:
     """One link of the chain of fits, each from where the one before it ended: a few steps instead of dozens, and still a pure function."""
     fewer = (problem.surrogate.checkpoints + 1) // 2, 4.0  # same reach along the curve with half the points: a fit costs n^3 at every step
-    x, y, _ = arrays(problem, records, fewer)
-    return fit(x, y, problem.space.dim, problem.surrogate, start)
+    x, y, pending = arrays(problem, records, fewer)
+    fitted = fit(x, y, problem.space.dim, problem.surrogate, start)
+    if start is None or Surrogate(problem, x, y, pending[:0], fitted).surprise < SURPRISE:
+        return fitted
+    return fit(x, y, problem.space.dim, problem.surrogate)  # too far from the data to come back to them
 
 
 def arrays(problem: Problem, records: Sequence[Record], thinning: tuple[int, float]) -> tuple[Array, Array, Array]:

@@ -1,6 +1,7 @@
 """The report of a sweep: numbers behind the pictures against independent ones; folders in every state."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -134,7 +135,9 @@ def test_page_of_a_young_sweep(kg: Path, tmp_path: Path, kept: int) -> None:
     found = titles(young)
     assert found[-1] == "Settings" and ("The mixture" in found) == (kept > 0) and ("Predicted against observed" in found) == (kept >= 3)
     assert answer_in_words(load(young)).startswith("No trial has a result yet")
-    sweep_page(load(young)).render()
+    page = sweep_page(load(young))
+    page.render()
+    assert not any(re.search(r"[a-z0-9]\.[A-Z]", section.lead) for section in page.sections)  # sentences stand apart
 
 
 def test_running_and_failed_trials_are_shown_as_such(kg: Path, tmp_path: Path) -> None:

@@ -12,14 +12,17 @@ from botorch.models import SingleTaskGP, SingleTaskMultiFidelityGP
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.means import ZeroMean
 from gpytorch.mlls import ExactMarginalLogLikelihood
-from studies import FIDELITIES, problem, simulator, spread_out
+from studies import FIDELITIES, finish, problem, simulator, spread_out
 
 from src.apps.mixbo import fitting
 from src.apps.mixbo.constants import FIDELITY_LENGTH, SURPRISE
 from src.apps.mixbo.fitting import fit, log_posterior, scaling
 from src.apps.mixbo.kernels import Inputs, SurrogateKernel, embed
+from src.apps.mixbo.objectives.simulator import Simulator
 from src.apps.mixbo.observations import observations, rows
-from src.apps.mixbo.records import Record, runs
+from src.apps.mixbo.options import SimulatorConfig, SpaceConfig
+from src.apps.mixbo.records import Record, Suggestion, runs
+from src.apps.mixbo.space import MixtureSpace
 from src.apps.mixbo.surrogate import Surrogate, arrays, condition
 
 KERNELS = ("lmc", "product", "joint", "flops")
@@ -93,6 +96,22 @@ def test_an_accuracy_that_leaves_its_plateau_is_fitted_at_once(refit: int) -> No
         sd = np.sqrt(surrogate.variance(at) + surrogate.run_variance + surrogate.noise_variance)
         assert np.all(np.abs(posed.metric.objective(objective.values(w, "1B", 8000)) - at.mean) < 3 * sd)
         assert surrogate.surprise < SURPRISE
+
+
+def test_a_fit_that_begins_too_far_from_the_data_begins_anew() -> None:
+    """Small models at chance: the chain's level had shrunk so far that the next fit ended 200 sds from the first full run."""
+    space = MixtureSpace.from_config(SpaceConfig())
+    objective = Simulator(SimulatorConfig(accuracy=True, amplitude=0.01), space)
+    posed = replace(problem(objective), space=space)
+    anchors, records = [*np.eye(5), np.full(5, 0.2)], []
+    plan = [("20M", 16000, w) for w in (*anchors, *np.random.default_rng(0).dirichlet(np.ones(5), 5))]
+    plan += [("60M", 16000, w) for w in anchors] + [(size, 1000, w) for size in ("150M", "400M") for w in anchors[:2]]
+    plan += [("1B", 16000, anchors[5]), ("1B", 8000, anchors[3]), ("1B", 8000, anchors[4])]
+    for size, steps, w in plan:
+        records.append(finish(objective, Suggestion(tuple(w.tolist()), size, steps), records))
+    surrogate, centroid = condition(posed, records), anchors[5][None]
+    assert len(records) % posed.surrogate.refit == 0 and surrogate.surprise < SURPRISE
+    assert abs(surrogate.mean_at_target(centroid) + objective.values(centroid, "1B", 16000)[:, 0]) < 0.01  # .4 off before
 
 
 def test_a_fit_stays_where_more_rows_have_a_factor_too() -> None:

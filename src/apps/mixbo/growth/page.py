@@ -79,8 +79,9 @@ def heat_section(story: Story) -> Section | None:
         "text": [[UNKNOWN if v is None else f"{v:.2g}" for v in line] for line in values], "texttemplate": "%{text}", "showscale": False,
         "colorscale": [[0.0, "var(--c2)/0.5"], [0.5, "var(--c1)/0.0"], [1.0, "var(--c1)/0.7"]], "zmid": 0, "xgap": 2, "ygap": 2,
     }  # fmt: skip
-    unit = UNITS[story.policy.options.efficiency_target]
-    caption = f"Lower confidence bound of the gain per cost ({unit}); only what is above 0 may be accepted."
+    unit, upstream = UNITS[story.policy.options.efficiency_target], story.policy.options.rule == "upstream"
+    shown = "Gained score, 1 / exp(loss)," if upstream else "Lower confidence bound of the gain"
+    caption = f"{shown} per cost ({unit}); only what is above 0 may be accepted."
     return Section("Efficiency", [Figure([trace], {"yaxis": {"autorange": "reversed"}}, caption, "direction", 80 + 32 * len(rows))])
 
 

@@ -166,7 +166,7 @@ def _doubts(sweep: Sweep, steps: Sequence[int], found: Correlations) -> str:
     if misleading:
         said += f"Ranked the other way round: {_listed(misleading)}. "
     if doubtful:
-        said += f"Not known to rank at all: {_listed(doubtful)}."
+        said += f"Not known to rank at all: {_listed(doubtful)}. "
     run = {record.model_size for record in sweep.records if record.status == "ok"}
     if never := [size for size in sizes if size not in run]:
         said += f"No trial of {_listed(never)} has ended: what is said of {'them' if len(never) > 1 else 'it'} is extrapolated. "

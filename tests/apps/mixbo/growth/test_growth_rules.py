@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from src.apps.mixbo.growth.moves import Direction, Move, Point, grow, replaced, undo
 from src.apps.mixbo.growth.noise import Noise, residuals
 from src.apps.mixbo.growth.options import GrowthConfig
+from src.apps.mixbo.growth.page import heat_section
 from src.apps.mixbo.growth.replay import Override, advance, replay, table
 from src.apps.mixbo.growth.state import Accept, Ask, Cost, Measured, Policy, Results, Run, State, Stop
+from src.apps.mixbo.growth.story import Story
 from src.apps.mixbo.growth.upstream import best, efficiency
 from src.nanollama.config import ConfigError
+from src.nanollama.report import Figure
 
 Loss = Callable[[Mapping[str, int]], float]
 START = (("model.a", 10), ("model.b", 10))
@@ -310,6 +313,14 @@ def test_the_original_rule_is_followed_to_the_letter() -> None:
     assert first.metrics and first.metrics.loss == pytest.approx(2.95)
     assert second.chosen and dict(second.chosen.point) == {"model.a": 11, "model.b": 11}
     assert {ask.seed for ask in world.known} == {0, 1} and sum(ask.point == START for ask in world.known) == 1
+
+
+@pytest.mark.parametrize(("rule", "words"), [("paired", "Lower confidence bound"), ("upstream", "Gained score")])
+def test_the_page_says_which_efficiency_it_shows(rule: str, words: str) -> None:
+    world = World(law(a=0.05, b=0.02), rule=rule, num_iterations=1)
+    state, _ = world.run()
+    section = heat_section(Story(world.policy, state, state.log, (), (), (), None, None, None, ()))
+    assert section and isinstance(section.blocks[0], Figure) and section.blocks[0].caption.startswith(words)
 
 
 def test_the_mean_loss_of_the_original_is_that_of_the_scores() -> None:
