@@ -46,7 +46,7 @@ class Heads(nn.Module):
             y = flex(q, k, v, block_mask=at.mask, enable_gqa=self.nb_heads != self.kv_heads)
         else:
             grouped = self.nb_heads != self.kv_heads
-            if grouped and not shares_heads(q.device, q.dtype):
+            if grouped and not shares_heads(q, v):
                 k, v = (x.repeat_interleave(self.nb_heads // self.kv_heads, dim=1) for x in (k, v))
                 grouped = False
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=at.mask, is_causal=at.mask is None, enable_gqa=grouped)
@@ -84,10 +84,10 @@ def fastest(qkv: Tensor) -> str:
     return "native" if cpu.compilable(qkv, NATIVE_FOR) and qkv.shape[1] <= NATIVE_UP_TO else "sdpa"
 
 
-def shares_heads(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether SDPA's fused kernels let query heads share keys and values. In torch 2.13 the only one on a GPU that takes fp32 does not:
-    the whole score matrix would be built, and keys and values repeated all the same."""
-    return device.type != "cuda" or dtype != torch.float32
+def shares_heads(q: Tensor, v: Tensor) -> bool:
+    """Whether SDPA's fused kernels let query heads share keys and values. In torch 2.13 the only one on a GPU that takes fp32, or values
+    of another size than queries, does not: the whole score matrix would be built, and keys and values repeated all the same."""
+    return q.device.type != "cuda" or (q.dtype != torch.float32 and q.shape[-1] == v.shape[-1])
 
 
 @cache

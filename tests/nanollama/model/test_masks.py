@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.flex_attention import flex_attention
 
 from src.nanollama.config.schema import ModelConfig
@@ -66,7 +67,7 @@ def test_keys_and_values_repeated_for_every_query_head_give_the_same(documents: 
     sdpa = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **rest: shared.append(rest["enable_gqa"]) or sdpa(*args, **rest))
     for answer in (True, False):
-        monkeypatch.setattr(attention, "shares_heads", lambda device, dtype, answer=answer: answer)
+        monkeypatch.setattr(attention, "shares_heads", lambda q, v, answer=answer: answer)
         logits = model(tokens, documents)
         results.append([logits, *torch.autograd.grad(logits.square().mean(), list(model.parameters()))])
     assert shared == [True, True, False, False]
@@ -74,10 +75,19 @@ def test_keys_and_values_repeated_for_every_query_head_give_the_same(documents: 
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_which_kernels_let_query_heads_share() -> None:
-    cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    assert attention.shares_heads(cuda, torch.bfloat16) and attention.shares_heads(cpu, torch.float32)
-    assert not attention.shares_heads(cuda, torch.float32)
+@pytest.mark.parametrize(
+    ("device", "dtype", "v_dim", "shared"),
+    [
+        ("cuda", torch.bfloat16, 8, True),
+        ("cuda", torch.bfloat16, 4, False),
+        ("cuda", torch.float32, 8, False),
+        ("cpu", torch.float32, 4, True),
+    ],
+)
+def test_which_kernels_let_query_heads_share(device: str, dtype: torch.dtype, v_dim: int, shared: bool) -> None:
+    with FakeTensorMode():  # a tensor without numbers can be on any device
+        q, v = (torch.empty(1, 2, 3, dim, device=device, dtype=dtype) for dim in (8, v_dim))
+        assert attention.shares_heads(q, v) == shared
 
 
 def test_a_window_reaches_one_layer_further_per_layer() -> None:
