@@ -19,12 +19,17 @@ def composable(config: Mapping[str, Any]) -> str:
     return to_yaml(_escaped(config))
 
 
+def uninterpreted(text: str) -> str:
+    """``text`` as OmegaConf and Hydra read it back, ``${`` and all: backslashes count for them only where they stand before it."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
 def _escaped(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _escaped(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_escaped(inner) for inner in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+    return uninterpreted(value) if isinstance(value, str) else value
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from .as_yaml import uninterpreted
 from .errors import ConfigError
 from .explain import Layer, check_key, fields_of, from_validation, is_free, nearest, source_of
 from .secret import without_passwords
@@ -184,8 +185,8 @@ def quoted(value: object) -> str:
     text = str(value)
     if re.fullmatch(r"[A-Za-z_]\w*", text, re.ASCII) and text.lower() not in ("null", "true", "false", "nan", "inf"):
         return text
-    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # backslashes count only where they stand before ${, a quote, or the end
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+    # Backslashes count also before a quote and at the end
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), uninterpreted(text)) + "'"
 
 
 def find_file(entry: Entry, group: str, name: str) -> Path:
